@@ -1,0 +1,154 @@
+package layout
+
+import "fmt"
+
+// OpCode names an operation of a commit.
+type OpCode uint8
+
+const (
+	// OpExtent adds an extent and maps its blocks.
+	OpExtent OpCode = 1
+	// OpZero maps a range to a hole or to zeros.
+	OpZero OpCode = 2
+)
+
+const (
+	minOpSize        = 20
+	extentHeaderSize = 44
+	runSize          = 12
+)
+
+// HomeRun is a run of consecutive homes of an extent's blocks.
+type HomeRun struct {
+	Start BlockNo
+	Count uint32
+}
+
+// Op is one operation of a commit. Operations apply in their order.
+//
+//	OpExtent:  0 op u8 = 1 | 1 mode u8 | 2 blocks be16 (1 to 256)
+//	           4 first block in the segment, be32 | 8 runs, be16 | 10 zeros, 2
+//	          12 key identifier, 16 | 28 nonce, 16
+//	          44 runs: home be64, count be32 each; then a tag of 16 bytes a block
+//	OpZero:    0 op u8 = 2 | 1 kind u8 (0 hole, 1 zero) | 2 zeros, 2
+//	           4 first block be64 | 12 count be64
+//
+// The ordinal of an extent, in its ExtentID, is its position among the
+// record's OpExtents.
+type Op struct {
+	Code OpCode
+
+	// OpExtent
+	Mode   uint8
+	KID    KeyID
+	Nonce  [16]byte
+	Offset uint32 // first block in the segment
+	Homes  []HomeRun
+	Tags   []Tag
+
+	// OpZero
+	Kind  Kind
+	Start BlockNo
+	Count uint64
+}
+
+// EncodedSize is the operation's size in a record, in bytes.
+func (o *Op) EncodedSize() int {
+	if o.Code == OpZero {
+		return minOpSize
+	}
+	return extentHeaderSize + runSize*len(o.Homes) + TagSize*len(o.Tags)
+}
+
+// MaxExtentOpSize bounds the encoded size of an extent of n blocks, in bytes.
+func MaxExtentOpSize(n int) int { return extentHeaderSize + n*(runSize+TagSize) }
+
+func (o *Op) append(dst []byte) []byte {
+	if o.Code == OpZero {
+		dst = append(dst, byte(o.Code), byte(o.Kind), 0, 0)
+		dst = be.AppendUint64(dst, uint64(o.Start))
+		return be.AppendUint64(dst, o.Count)
+	}
+	dst = append(dst, byte(o.Code), o.Mode)
+	dst = be.AppendUint16(dst, uint16(len(o.Tags)))
+	dst = be.AppendUint32(dst, o.Offset)
+	dst = be.AppendUint16(dst, uint16(len(o.Homes)))
+	dst = append(dst, 0, 0)
+	dst = append(dst, o.KID[:]...)
+	dst = append(dst, o.Nonce[:]...)
+	for _, r := range o.Homes {
+		dst = be.AppendUint64(dst, uint64(r.Start))
+		dst = be.AppendUint32(dst, r.Count)
+	}
+	for i := range o.Tags {
+		dst = append(dst, o.Tags[i][:]...)
+	}
+	return dst
+}
+
+func (o *Op) decode(c *cursor, r *Record) error {
+	o.Code = OpCode(c.u8())
+	switch o.Code {
+	case OpExtent:
+		return o.decodeExtent(c, r)
+	case OpZero:
+		o.Kind = Kind(c.u8())
+		c.zero(2)
+		o.Start, o.Count = BlockNo(c.u64()), c.u64()
+		if !c.ok || o.Kind > Zero || o.Count == 0 || !validRange(o.Start, o.Count) {
+			return corrupt("commit record", "zero operation out of range")
+		}
+		return nil
+	}
+	return fmt.Errorf("commit record: operation %d: %w", o.Code, ErrVersion)
+}
+
+func (o *Op) decodeExtent(c *cursor, r *Record) error {
+	o.Mode = c.u8()
+	n := int(c.u16())
+	o.Offset = c.u32()
+	runs := int(c.u16())
+	c.zero(2)
+	o.KID = KeyID(c.take(16))
+	o.Nonce = [16]byte(c.take(16))
+	if !c.ok || n < 1 || n > MaxExtentBlocks || runs < 1 || runs > n || len(c.b) < runs*runSize+n*TagSize ||
+		o.Offset < r.Start || uint64(o.Offset)+uint64(n) > uint64(r.Block) {
+		return corrupt("commit record", "extent out of range")
+	}
+	o.Homes = make([]HomeRun, runs)
+	total := uint64(0)
+	for i := range o.Homes {
+		h := HomeRun{Start: BlockNo(c.u64()), Count: c.u32()}
+		if h.Count == 0 || !validRange(h.Start, uint64(h.Count)) {
+			return corrupt("commit record", "home out of range")
+		}
+		if i > 0 && o.Homes[i-1].Start+BlockNo(o.Homes[i-1].Count) == h.Start {
+			return corrupt("commit record", "homes not merged")
+		}
+		o.Homes[i] = h
+		total += uint64(h.Count)
+	}
+	if total != uint64(n) {
+		return corrupt("commit record", "%d homes for %d blocks", total, n)
+	}
+	o.Tags = make([]Tag, n)
+	for i := range o.Tags {
+		o.Tags[i] = Tag(c.take(TagSize))
+	}
+	return nil
+}
+
+func validRange(start BlockNo, count uint64) bool {
+	const limit = MaxVolumeSize/BlockSize + 1
+	return uint64(start) < limit && count <= limit-uint64(start)
+}
+
+// AppendHome adds a home behind the others, merging it into the last run
+// where it continues it.
+func AppendHome(runs []HomeRun, home BlockNo) []HomeRun {
+	if n := len(runs); n > 0 && runs[n-1].Start+BlockNo(runs[n-1].Count) == home {
+		runs[n-1].Count++
+		return runs
+	}
+	return append(runs, HomeRun{home, 1})
+}
