@@ -1,0 +1,282 @@
+package seglog
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/fsximg/fsx/internal/vfs"
+	"github.com/fsximg/fsx/pkg/layout"
+)
+
+// ErrPoisoned is returned after a write or a sync of the log failed: the state
+// of the disk is unknown, a retry would prove nothing (I7).
+var ErrPoisoned = errors.New("log failed earlier")
+
+// switchBelow is the number of free blocks under which a commit is the last of
+// its segment: a further one could not hold data, a large record and the rule
+// that the last record always fits.
+const switchBelow = 4
+
+// Writer appends commits to a volume's log. One goroutine owns it.
+//
+// Data of the open commit may be written ahead; its record is written behind
+// it by Commit, and only after the sync of the record before (so that an
+// authentic record proves its predecessors durable).
+type Writer struct {
+	files *Files
+	sign  layout.Signer
+	vol   layout.VolumeID
+
+	incarnation [16]byte
+	cur         *appendSegment
+	next        *appendSegment
+	tail        layout.Position // last record written and synced
+	start       uint32          // first block of the open commit
+	ops         []layout.Op
+	opsSize     int
+	ordinal     uint16
+	checkpoint  layout.Seq
+	nextNo      layout.SegmentNo
+	record      []byte
+	err         error
+}
+
+type appendSegment struct {
+	no     layout.SegmentNo
+	class  uint8
+	blocks uint32
+	pos    uint32 // next block to write
+	seg    *Segment
+	file   vfs.File
+}
+
+// NewWriter returns a writer that continues the log behind tail. nextNo is a
+// segment number above all ever used. Nothing is written before Begin.
+func NewWriter(files *Files, vol layout.VolumeID, sign layout.Signer, tail layout.Position, checkpoint layout.Seq, nextNo layout.SegmentNo) *Writer {
+	return &Writer{files: files, vol: vol, sign: sign, tail: tail, checkpoint: checkpoint, nextNo: nextNo}
+}
+
+// Tail is the last durable record.
+func (w *Writer) Tail() layout.Position { return w.tail }
+
+// Seq is the sequence of the open commit.
+func (w *Writer) Seq() layout.Seq { return w.tail.Seq + 1 }
+
+// NextSegment is the lowest unused segment number.
+func (w *Writer) NextSegment() layout.SegmentNo { return w.nextNo }
+
+// SetCheckpoint notes the last durable checkpoint, which later records name.
+func (w *Writer) SetCheckpoint(seq layout.Seq) { w.checkpoint = seq }
+
+// Err is the error that poisoned the log, if any.
+func (w *Writer) Err() error { return w.err }
+
+// Begun says whether this session has written its first record.
+func (w *Writer) Begun() bool { return w.cur != nil }
+
+// Current is the segment that is appended to; 0 before Begin.
+func (w *Writer) Current() layout.SegmentNo {
+	if w.cur == nil {
+		return 0
+	}
+	return w.cur.no
+}
+
+// Prepared is the segment named next; 0 if there is none.
+func (w *Writer) Prepared() layout.SegmentNo {
+	if w.next == nil {
+		return 0
+	}
+	return w.next.no
+}
+
+// Capacity is the number of blocks that can be written without another
+// segment, records included.
+func (w *Writer) Capacity() int {
+	n := 0
+	for _, s := range []*appendSegment{w.cur, w.next} {
+		if s != nil {
+			n += int(s.blocks - s.pos)
+		}
+	}
+	return n
+}
+
+// NeedsSegment says that no further segment is prepared.
+func (w *Writer) NeedsSegment() bool { return w.next == nil }
+
+// AddSegment makes a segment of 1<<class blocks and keeps it ready. ENOSPC is
+// returned as it is, and harms nothing.
+func (w *Writer) AddSegment(class uint8) error {
+	if w.err != nil {
+		return w.err
+	}
+	if w.next != nil {
+		return nil
+	}
+	no := w.nextNo
+	if err := w.files.Create(no, class); err != nil {
+		return fmt.Errorf("create segment %d: %w", no, err)
+	}
+	w.nextNo++
+	seg, err := w.files.Acquire(no)
+	if err != nil {
+		return err
+	}
+	file, err := w.files.File(seg)
+	if err != nil {
+		seg.Release()
+		return err
+	}
+	w.next = &appendSegment{no: no, class: class, blocks: 1 << class, seg: seg, file: file}
+	return nil
+}
+
+// Begin writes the session's first record: a fresh incarnation that names the
+// record it continues, in a segment of its own, durable before anything else
+// of the session. A segment must have been added.
+func (w *Writer) Begin(incarnation [16]byte, size uint64) error {
+	if w.err != nil || w.cur != nil {
+		return w.err
+	}
+	w.incarnation = incarnation
+	w.cur, w.next = w.next, nil
+	return w.commit(layout.RecordContinue, size, false)
+}
+
+// recordBlocks is the size in blocks of the open commit's record with extra
+// bytes of operations.
+func (w *Writer) recordBlocks(extra int) int {
+	return (layout.RecordOverhead + w.opsSize + extra + layout.BlockSize - 1) / layout.BlockSize
+}
+
+// maxOpsSize bounds a record: its commit is closed when it is reached.
+const maxOpsSize = layout.MaxRecordSize / 2
+
+// Room is how many blocks, up to an extent's limit, the open commit can take
+// in the current segment. 0 asks for a Commit (which switches the segment, if
+// it is full).
+func (w *Writer) Room() int {
+	if w.opsSize > maxOpsSize || w.ordinal >= 1<<15 {
+		return 0
+	}
+	free := int(w.cur.blocks - w.cur.pos)
+	n := min(free, layout.MaxExtentBlocks)
+	for n > 0 && n+w.recordBlocks(layout.MaxExtentOpSize(n)) > free {
+		n--
+	}
+	return n
+}
+
+// Append writes an extent's ciphertext and adds it to the open commit. It sets
+// op.Offset and returns the extent's identifier and segment. len(data) is at
+// most Room blocks.
+func (w *Writer) Append(data []byte, op layout.Op) (layout.ExtentID, layout.SegmentNo, uint32, error) {
+	if w.err != nil {
+		return 0, 0, 0, w.err
+	}
+	at := w.cur.pos
+	if _, err := w.cur.file.WriteAt(data, int64(at)*layout.BlockSize); err != nil {
+		return 0, 0, 0, w.poison(fmt.Errorf("write segment %d: %w", w.cur.no, err))
+	}
+	op.Code, op.Offset = layout.OpExtent, at
+	w.cur.pos += uint32(len(data) / layout.BlockSize)
+	id := layout.NewExtentID(w.Seq(), w.ordinal)
+	w.ordinal++
+	w.add(op)
+	return id, w.cur.no, at, nil
+}
+
+// RoomForZero says whether the open commit can take one more zero operation.
+func (w *Writer) RoomForZero() bool {
+	const size = 20
+	return w.opsSize <= maxOpsSize && int(w.cur.pos)+w.recordBlocks(size) <= int(w.cur.blocks)
+}
+
+// AppendZero adds a zero operation to the open commit; RoomForZero was true.
+func (w *Writer) AppendZero(kind layout.Kind, start layout.BlockNo, count uint64) {
+	w.add(layout.Op{Code: layout.OpZero, Kind: kind, Start: start, Count: count})
+}
+
+func (w *Writer) add(op layout.Op) {
+	w.ops = append(w.ops, op)
+	w.opsSize += op.EncodedSize()
+}
+
+// Empty says that the open commit has no operations.
+func (w *Writer) Empty() bool { return len(w.ops) == 0 }
+
+// Full says that the open commit should be closed.
+func (w *Writer) Full() bool { return w.cur != nil && w.Room() == 0 }
+
+// Commit writes the open commit's record and makes it and its data durable
+// with one fdatasync. size is the volume's size after it. If the segment is
+// nearly full the record names the prepared one, to which the log then moves;
+// without one the error is ENOSPC-free: the caller keeps one prepared.
+func (w *Writer) Commit(size uint64) error {
+	if w.err != nil {
+		return w.err
+	}
+	return w.commit(layout.RecordCommit, size, w.Room() == 0)
+}
+
+func (w *Writer) commit(t layout.RecordType, size uint64, full bool) error {
+	end := w.cur.pos + uint32(w.recordBlocks(0))
+	last := (full || w.cur.blocks-end < switchBelow) && t == layout.RecordCommit
+	r := layout.Record{
+		Type: t, Last: last, Volume: w.vol, Segment: w.cur.no, Start: w.start, Block: w.cur.pos,
+		Seq: w.Seq(), Synced: w.tail.Seq, Checkpoint: w.checkpoint,
+		PrevSegment: w.tail.Segment, PrevBlock: w.tail.Block, PrevMAC: w.tail.MAC,
+		Incarnation: w.incarnation, Time: time.Now().UnixNano(), Size: size, Ops: w.ops,
+	}
+	if last {
+		if w.next == nil {
+			return w.poison(errors.New("segment full and none prepared"))
+		}
+		r.NextSegment = w.next.no
+	}
+	w.record = layout.AppendRecord(w.record[:0], &r, w.sign)
+	if _, err := w.cur.file.WriteAt(w.record, int64(w.cur.pos)*layout.BlockSize); err != nil {
+		return w.poison(fmt.Errorf("write segment %d: %w", w.cur.no, err))
+	}
+	// I2: the one sync of a commit. The record behind this one is written only
+	// after it returned.
+	if err := w.cur.file.Datasync(); err != nil {
+		return w.poison(fmt.Errorf("sync segment %d: %w", w.cur.no, err))
+	}
+	w.tail = layout.Position{Segment: w.cur.no, Block: w.cur.pos, End: end, Seq: r.Seq, MAC: r.MAC}
+	w.cur.pos, w.start = end, end
+	clear(w.ops) // drop the tags
+	w.ops, w.opsSize, w.ordinal = w.ops[:0], 0, 0
+	if last {
+		w.cur.seg.Release()
+		w.cur, w.next, w.start = w.next, nil, 0
+	}
+	return nil
+}
+
+func (w *Writer) poison(err error) error {
+	w.err = errors.Join(ErrPoisoned, err)
+	return w.err
+}
+
+// Close ends the session: it cuts the unused rest off the current segment and
+// removes the prepared one. The open commit must be empty. An error only means
+// that space stays allocated.
+func (w *Writer) Close() error {
+	var errs error
+	if w.next != nil {
+		w.next.seg.Release()
+		errs = w.files.Retire(w.next.no, w.next.class, false)
+		w.next = nil
+	}
+	if w.cur != nil {
+		if w.err == nil {
+			errs = errors.Join(errs, w.cur.file.Truncate(int64(w.cur.pos)*layout.BlockSize))
+		}
+		w.cur.seg.Release()
+		w.cur = nil
+	}
+	return errs
+}

@@ -1,0 +1,302 @@
+// Package store is a store's directory: its identity, its lock and its keyring
+// file. It does not read the keyring's content.
+package store
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/fsximg/fsx/internal/vfs"
+	"github.com/fsximg/fsx/pkg/layout"
+)
+
+var (
+	// ErrNotStore says that a path is not a store.
+	ErrNotStore = errors.New("not an fsx store")
+	// ErrBusy says that another process has the store open.
+	ErrBusy = errors.New("store is in use")
+)
+
+// BusyError is an ErrBusy that names the lock's holder as far as it is known.
+type BusyError struct {
+	Path   string
+	Holder Holder
+}
+
+func (e *BusyError) Error() string {
+	if e.Holder.PID == 0 {
+		return fmt.Sprintf("%s is in use by another process", e.Path)
+	}
+	return fmt.Sprintf("%s is in use by %s (pid %d) since %s", e.Path, e.Holder.Program, e.Holder.PID,
+		e.Holder.Since.Local().Format("2006-01-02 15:04:05"))
+}
+
+// Is makes errors.Is(err, ErrBusy) true.
+func (e *BusyError) Is(target error) bool { return target == ErrBusy }
+
+// Holder names the process that has a store open.
+type Holder struct {
+	PID     int       `json:"pid"`
+	Program string    `json:"program"`
+	Since   time.Time `json:"since"`
+}
+
+var be = binary.BigEndian
+
+// Names in a store's directory.
+const (
+	superblockName = "fsx"
+	keyringName    = "keyring"
+	holderName     = "lock"
+	metaName       = "meta"
+	volumesName    = "vol"
+)
+
+// Dir is an open, locked store directory.
+type Dir struct {
+	Path  string
+	Super *layout.Superblock
+	// Unclean says that the last process that had the store open did not close
+	// it.
+	Unclean bool
+
+	fs   vfs.FS
+	lock vfs.File
+}
+
+// Meta is the path of the Badger directory.
+func (d *Dir) Meta() string { return filepath.Join(d.Path, metaName) }
+
+// Volume is the path of a volume's segments.
+func (d *Dir) Volume(v layout.VolumeID) string {
+	return filepath.Join(d.Path, volumesName, v.String())
+}
+
+// Create makes a store's directory and takes its lock. The superblock is not
+// written before Finish: until then the directory is not a store. The path
+// must not exist (fs.ErrExist).
+func Create(fsys vfs.FS, path, program string, super *layout.Superblock) (d *Dir, err error) {
+	if err := fsys.Mkdir(path, 0o700); err != nil {
+		return nil, err
+	}
+	d = &Dir{Path: path, Super: super, fs: fsys}
+	for _, name := range []string{metaName, volumesName} {
+		if err := fsys.Mkdir(filepath.Join(path, name), 0o700); err != nil {
+			return nil, err
+		}
+	}
+	d.lock, err = fsys.OpenFile(filepath.Join(path, superblockName), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.hold(program); err != nil {
+		d.lock.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// Finish makes the directory a store, after everything in it is durable.
+func (d *Dir) Finish() error {
+	if _, err := d.lock.WriteAt(d.Super.Encode(), 0); err != nil {
+		return err
+	}
+	if err := d.lock.Datasync(); err != nil {
+		return err
+	}
+	if err := d.fs.SyncDir(d.Path); err != nil {
+		return err
+	}
+	return d.fs.SyncDir(filepath.Dir(filepath.Clean(d.Path)))
+}
+
+// Open opens a store's directory and takes its lock.
+func Open(fsys vfs.FS, path, program string) (*Dir, error) {
+	info, err := fsys.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.IsDir() {
+		return nil, fmt.Errorf("%s: %w", path, ErrNotStore)
+	}
+	f, err := fsys.OpenFile(filepath.Join(path, superblockName), os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %w", path, ErrNotStore)
+	}
+	if err != nil {
+		return nil, err
+	}
+	d := &Dir{Path: path, fs: fsys, lock: f}
+	if err := d.load(program); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+func (d *Dir) load(program string) error {
+	b := make([]byte, layout.SuperblockSize)
+	n, err := d.lock.ReadAt(b, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	if n == 0 {
+		return fmt.Errorf("%s: %w: its creation was interrupted; remove it and create it again", d.Path, ErrNotStore)
+	}
+	if d.Super, err = layout.DecodeSuperblock(b[:n]); err != nil {
+		return fmt.Errorf("%s: %w", d.Path, err)
+	}
+	return d.hold(program)
+}
+
+// hold takes the lock and leaves a note who has it.
+func (d *Dir) hold(program string) error {
+	note := filepath.Join(d.Path, holderName)
+	if err := d.lock.TryLock(); err != nil {
+		if !errors.Is(err, vfs.ErrLocked) {
+			return err
+		}
+		return &BusyError{Path: d.Path, Holder: d.readHolder(note)}
+	}
+	_, err := d.fs.Stat(note)
+	d.Unclean = err == nil
+	text, err := json.Marshal(Holder{PID: os.Getpid(), Program: program, Since: time.Now().Truncate(time.Second)})
+	if err != nil {
+		return err
+	}
+	f, err := d.fs.OpenFile(note, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	// On a full disk the note stays empty; the lock is what counts.
+	_, _ = f.WriteAt(text, 0)
+	return nil
+}
+
+func (d *Dir) readHolder(note string) (h Holder) {
+	f, err := d.fs.OpenFile(note, os.O_RDONLY, 0)
+	if err != nil {
+		return h
+	}
+	defer f.Close()
+	b := make([]byte, 4096)
+	n, _ := f.ReadAt(b, 0)
+	if json.Unmarshal(b[:n], &h) != nil {
+		return Holder{}
+	}
+	return h
+}
+
+// Close releases the lock. clean says that nothing needs recovery.
+func (d *Dir) Close(clean bool) error {
+	var err error
+	if clean {
+		err = d.fs.Remove(filepath.Join(d.Path, holderName))
+	}
+	return errors.Join(err, d.lock.Close())
+}
+
+// The keyring file has two areas, written in turn:
+//
+//	 0  magic "FSXKRING"
+//	 8  generation, be64
+//	16  length of the body, be32
+//	20  zeros, 12
+//	32  SHA-256 of bytes 0 to 31 and the body
+//	64  body (docs/crypto.md)
+const (
+	keyringMagic  = "FSXKRING"
+	areaSize      = 16 << 20
+	areaHeader    = 64
+	maxKeyringLen = areaSize - areaHeader
+)
+
+// ReadKeyring returns the body of the newest valid area and its generation.
+func (d *Dir) ReadKeyring() (body []byte, generation uint64, err error) {
+	f, err := d.fs.OpenFile(filepath.Join(d.Path, keyringName), os.O_RDONLY, 0)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer f.Close()
+	for area := range int64(2) {
+		b, gen, err := readArea(f, area*areaSize)
+		if err != nil {
+			return nil, 0, err
+		}
+		if b != nil && (body == nil || gen > generation) {
+			body, generation = b, gen
+		}
+	}
+	if body == nil {
+		return nil, 0, fmt.Errorf("%s: keyring: %w: no valid area", d.Path, layout.ErrCorrupt)
+	}
+	return body, generation, nil
+}
+
+func readArea(f vfs.File, off int64) (body []byte, gen uint64, err error) {
+	var h [areaHeader]byte
+	if n, err := f.ReadAt(h[:], off); n < len(h) {
+		if errors.Is(err, io.EOF) {
+			return nil, 0, nil
+		}
+		return nil, 0, err
+	}
+	n := be.Uint32(h[16:])
+	if string(h[:8]) != keyringMagic || n > maxKeyringLen {
+		return nil, 0, nil
+	}
+	body = make([]byte, n)
+	if m, err := f.ReadAt(body, off+areaHeader); m < len(body) {
+		if errors.Is(err, io.EOF) {
+			return nil, 0, nil
+		}
+		return nil, 0, err
+	}
+	if areaSum(h[:32], body) != layout.Hash(h[32:]) {
+		return nil, 0, nil
+	}
+	return body, be.Uint64(h[8:]), nil
+}
+
+func areaSum(header, body []byte) (sum layout.Hash) {
+	s := sha256.New()
+	s.Write(header)
+	s.Write(body)
+	s.Sum(sum[:0])
+	return sum
+}
+
+// WriteKeyring writes the body into the older area and syncs it, so that a
+// torn write leaves the newer one. generation is the one after the last read.
+func (d *Dir) WriteKeyring(body []byte, generation uint64) error {
+	if len(body) > maxKeyringLen {
+		return fmt.Errorf("keyring: %d bytes are too many", len(body))
+	}
+	f, err := d.fs.OpenFile(filepath.Join(d.Path, keyringName), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	b := make([]byte, areaHeader, areaHeader+len(body))
+	copy(b, keyringMagic)
+	be.PutUint64(b[8:], generation)
+	be.PutUint32(b[16:], uint32(len(body)))
+	sum := areaSum(b[:32], body)
+	copy(b[32:], sum[:])
+	if _, err := f.WriteAt(append(b, body...), int64(generation%2)*areaSize); err != nil {
+		return err
+	}
+	if err := f.Datasync(); err != nil {
+		return err
+	}
+	return d.fs.SyncDir(d.Path)
+}
