@@ -1,0 +1,177 @@
+// Package metadb is a store's index: opaque keys and values in Badger, set up
+// for a server that has little memory and must not lose what it acknowledged.
+//
+// Nothing in it is authentic. A damaged write-ahead log or table makes Badger
+// answer [ErrNotFound] for keys that were durable, without any sign of it, so
+// whoever stores here must be able to tell a missing or altered value from a
+// true one (hashes in the map tree, a MAC on heads, tags on blocks).
+//
+// What Badger leaves to its user, and this package does:
+//
+//   - New files get no directory fsync. Every [Batch.Flush], [DB.Update] and
+//     [DB.Sync] ends with one.
+//   - A full disk is a SIGBUS in a memory-mapped log. Every write is preceded
+//     by a check of the free space ([Options.Free], [Options.MinFree]).
+//   - A write that failed to sync may or may not be there. After one the
+//     database refuses all writes with [ErrFailed].
+//   - A read transaction waits for every commit that has begun. Readers here
+//     share a transaction that is renewed when a write is complete, so that a
+//     checkpoint does not hold up lookups.
+//
+// Values are at most [MaxValue] bytes, so Badger's value log stays empty.
+package metadb
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/options"
+)
+
+var (
+	// ErrNotFound says that a key has no value.
+	ErrNotFound = errors.New("key not found")
+	// ErrTooLarge says that a transaction, or one value, exceeds what can be
+	// written atomically. Nothing was written.
+	ErrTooLarge = errors.New("transaction too large")
+	// ErrNoSpace says that the file system has less than Options.MinFree left.
+	// Nothing of the refused batch part or transaction was written.
+	ErrNoSpace = errors.New("no space left for metadata")
+	// ErrFailed says that an earlier write failed; the database takes no more.
+	ErrFailed = errors.New("metadata database failed")
+	// ErrClosed says that the database is closed.
+	ErrClosed = errors.New("metadata database closed")
+)
+
+const (
+	// MaxValue is the size of the largest value, in bytes.
+	MaxValue = 512 << 10
+
+	memTableSize = 16 << 20
+	numMemtables = 2
+	valueLogSize = 1 << 20 // stays empty: every value is below the threshold
+	manifestFile = "MANIFEST"
+)
+
+// Options configure a database. The zero value opens an existing one.
+type Options struct {
+	// Create makes the database if the directory has none.
+	Create bool
+	// MinFree is the number of bytes that must stay free on the file system for
+	// a write to begin; 0 is DefaultMinFree. Negative is no check.
+	MinFree int64
+	// Free tells how many bytes are free; nil asks the file system.
+	Free func() (int64, error)
+	// Log gets Badger's warnings and errors, and its chatter at debug level.
+	// Nil is none.
+	Log *slog.Logger
+}
+
+// DefaultMinFree covers the logs and tables that Badger may be writing when the
+// check passes: two memtables with their logs, and one compaction.
+const DefaultMinFree = 128 << 20
+
+// DB is an open database. All methods are safe for concurrent use.
+type DB struct {
+	db   *badger.DB
+	dir  string
+	free func() (int64, error)
+	min  int64
+
+	failed atomic.Pointer[error]
+
+	view struct {
+		sync.Mutex
+		current *view
+		closed  bool
+	}
+}
+
+// Open opens the database in dir, which must exist, for reading and writing.
+// After a crash it replays its logs.
+func Open(dir string, o Options) (*DB, error) {
+	if _, err := os.Stat(filepath.Join(dir, manifestFile)); err != nil && !(o.Create && errors.Is(err, os.ErrNotExist)) {
+		return nil, fmt.Errorf("open metadata database: %w", err)
+	}
+	bdb, err := badger.Open(badgerOptions(dir, o.Log))
+	if err != nil {
+		return nil, fmt.Errorf("open metadata database: %w", err)
+	}
+	d := &DB{db: bdb, dir: dir, free: o.Free, min: o.MinFree}
+	if d.free == nil {
+		d.free = d.statfs
+	}
+	if d.min == 0 {
+		d.min = DefaultMinFree
+	}
+	d.renewView()
+	return d, nil
+}
+
+// badgerOptions are the settings measured for this use; see the package
+// comment. Both caches are off: without compression blocks and table indexes
+// are read in place from the mapped file.
+func badgerOptions(dir string, log *slog.Logger) badger.Options {
+	o := badger.DefaultOptions(dir)
+	o.SyncWrites = true
+	o.DetectConflicts = false
+	o.Compression = options.None
+	o.MemTableSize = memTableSize
+	o.NumMemtables = numMemtables
+	o.ValueLogFileSize = valueLogSize
+	o.BlockCacheSize = 0
+	o.IndexCacheSize = 0
+	o.NumCompactors = 2
+	o.NumGoroutines = 1
+	o.MetricsEnabled = false
+	o.Logger = nil
+	if log != nil {
+		o.Logger = badgerLog{log}
+	}
+	return o
+}
+
+// Close flushes and closes the database. Batches and scans must have ended.
+func (d *DB) Close() error {
+	d.view.Lock()
+	old := d.view.current
+	d.view.current, d.view.closed = nil, true
+	d.view.Unlock()
+	if old != nil {
+		old.release()
+	}
+	if err := d.db.Close(); err != nil {
+		return fmt.Errorf("close metadata database: %w", err)
+	}
+	return d.syncDir()
+}
+
+// fail makes err the reason for refusing every later write.
+func (d *DB) fail(err error) error {
+	d.failed.CompareAndSwap(nil, &err)
+	return err
+}
+
+// writable says why a write may not begin.
+func (d *DB) writable() error {
+	if p := d.failed.Load(); p != nil {
+		return fmt.Errorf("%w: %w", ErrFailed, *p)
+	}
+	if d.min < 0 {
+		return nil
+	}
+	free, err := d.free()
+	if err != nil {
+		return fmt.Errorf("check free space for metadata: %w", err)
+	}
+	if free < d.min {
+		return fmt.Errorf("%w: %d bytes free, %d wanted", ErrNoSpace, free, d.min)
+	}
+	return nil
+}
