@@ -1,0 +1,82 @@
+package cliutil
+
+import (
+	"errors"
+	"fmt"
+)
+
+var (
+	// ErrUsage is the cause of every mistake in the command line itself.
+	ErrUsage = errors.New("usage error")
+	// ErrNotFound is returned when the named store, volume or snapshot does
+	// not exist.
+	ErrNotFound = errors.New("not found")
+	// ErrNoSecret is returned when a key is needed, none was given and there
+	// is no terminal to ask.
+	ErrNoSecret = errors.New("no key given, and no terminal to ask for one")
+	// ErrInUse is returned when what is asked for cannot be done while
+	// something is in use.
+	ErrInUse = errors.New("in use")
+	// ErrDamaged is returned by a command that found damage and said so.
+	ErrDamaged = errors.New("damaged")
+	// ErrRepaired is returned by a command that found damage and repaired it.
+	ErrRepaired = errors.New("damage found and repaired")
+	// ErrInterrupted is the cause of a context that a signal cancelled.
+	ErrInterrupted = errors.New("interrupted")
+	// ErrRefused is returned when someone said no, or could not be asked.
+	ErrRefused = errors.New("refused")
+)
+
+// message is an error with a text of its own and a sentinel behind it.
+type message struct {
+	text     string
+	sentinel error
+}
+
+func (m *message) Error() string { return m.text }
+func (m *message) Unwrap() error { return m.sentinel }
+
+// UsageErrorf makes an error that is ErrUsage and says only the given text.
+func UsageErrorf(format string, args ...any) error {
+	return &message{fmt.Sprintf(format, args...), ErrUsage}
+}
+
+// Errorf makes an error that is the sentinel and says only the given text.
+func Errorf(sentinel error, format string, args ...any) error {
+	return &message{fmt.Sprintf(format, args...), sentinel}
+}
+
+// silent is an error whose command has already said everything.
+type silent struct{ error }
+
+func (s silent) Unwrap() error { return s.error }
+
+// Silent gives err's exit code without another message.
+func Silent(err error) error { return silent{err} }
+
+// hinted carries a line that says what to do about the error.
+type hinted struct {
+	error
+	hint string
+}
+
+func (h *hinted) Unwrap() error { return h.error }
+func (h *hinted) Hint() string  { return h.hint }
+
+// WithHint adds a line to err that says what can be done. A hint that is
+// already there stays.
+func WithHint(err error, format string, args ...any) error {
+	hint := fmt.Sprintf(format, args...)
+	if err == nil || hint == "" || hintOf(err) != "" {
+		return err
+	}
+	return &hinted{err, hint}
+}
+
+func hintOf(err error) string {
+	var h interface{ Hint() string }
+	if errors.As(err, &h) {
+		return h.Hint()
+	}
+	return ""
+}

@@ -1,0 +1,48 @@
+package cliutil
+
+import (
+	"errors"
+
+	"github.com/fsximg/fsx/pkg/crypt"
+)
+
+// Exit codes, docs/cli.md.
+const (
+	ExitOK       = 0
+	ExitFailed   = 1
+	ExitUsage    = 2
+	ExitNotFound = 3
+	ExitKey      = 4
+	ExitBusy     = 5
+	ExitDamaged  = 6
+	ExitRepaired = 7
+	ExitSignal   = 130
+)
+
+// ExitCode is the process's exit code for the error a command returned. It is
+// the only place where errors become exit codes.
+func ExitCode(err error) int {
+	if err == nil {
+		return ExitOK
+	}
+	for _, row := range []struct {
+		code      int
+		sentinels []error
+	}{
+		{ExitSignal, []error{ErrInterrupted}},
+		{ExitUsage, []error{ErrUsage, crypt.ErrKDF, crypt.ErrMode, crypt.ErrPrintableKeyFile,
+			crypt.ErrKeyFileSize, crypt.ErrEmptyPassphrase, crypt.ErrLongPassphrase}},
+		{ExitNotFound, []error{ErrNotFound}},
+		{ExitKey, []error{ErrNoSecret, crypt.ErrWrongKey, crypt.ErrRecoveryKey}},
+		{ExitBusy, []error{ErrInUse}},
+		{ExitRepaired, []error{ErrRepaired}},
+		{ExitDamaged, []error{ErrDamaged}},
+	} {
+		for _, s := range row.sentinels {
+			if errors.Is(err, s) {
+				return row.code
+			}
+		}
+	}
+	return ExitFailed
+}

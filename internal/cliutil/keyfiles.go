@@ -1,0 +1,178 @@
+package cliutil
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/fsximg/fsx/pkg/crypt"
+	"golang.org/x/sys/unix"
+)
+
+// maxSecretFile bounds what is read of a file that holds a secret.
+const maxSecretFile = 8 << 10
+
+// openSecret opens a file with a secret; "-" is stdin. Descriptors are taken
+// directly: a process that may not be dumped cannot open its own /dev/fd.
+func (e *Env) openSecret(path string) (*os.File, error) {
+	if path == "-" || path == "/dev/stdin" {
+		return e.Stdin, nil
+	}
+	for _, prefix := range []string{"/dev/fd/", "/proc/self/fd/"} {
+		rest, ok := strings.CutPrefix(path, prefix)
+		if !ok {
+			continue
+		}
+		n, err := strconv.ParseUint(rest, 10, 31)
+		if err != nil {
+			return nil, fmt.Errorf("%q is not a descriptor", rest)
+		}
+		fd, err := unix.FcntlInt(uintptr(n), unix.F_DUPFD_CLOEXEC, 3)
+		if err != nil {
+			return nil, fmt.Errorf("descriptor %d: %w", n, err)
+		}
+		return os.NewFile(uintptr(fd), path), nil
+	}
+	return os.Open(path)
+}
+
+// readSecret reads a file with a secret; private asks for mode 0600 or
+// stricter of ordinary files. The caller clears the bytes.
+func (e *Env) readSecret(path string, private bool) ([]byte, error) {
+	f, err := e.openSecret(path)
+	if err != nil {
+		return nil, bareError(err)
+	}
+	if f != e.Stdin {
+		defer f.Close()
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return nil, bareError(err)
+	}
+	if st.IsDir() {
+		return nil, unix.EISDIR
+	}
+	if private && st.Mode().IsRegular() && st.Mode().Perm()&0o077 != 0 {
+		return nil, WithHint(fmt.Errorf("others may read it (mode %04o)", st.Mode().Perm()), "chmod 600 %s", path)
+	}
+	buf := make([]byte, maxSecretFile+1)
+	n, err := io.ReadFull(f, buf)
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		clear(buf)
+		return nil, bareError(err)
+	}
+	if n > maxSecretFile {
+		clear(buf)
+		return nil, fmt.Errorf("more than %d bytes", maxSecretFile)
+	}
+	return buf[:n], nil
+}
+
+// bareError drops the operation and path of a file error: the message names
+// them already.
+func bareError(err error) error {
+	var pe *fs.PathError
+	if errors.As(err, &pe) {
+		return pe.Err
+	}
+	return err
+}
+
+func (e *Env) readPassphrase(path string) ([]crypt.Secret, error) {
+	b, err := e.readSecret(path, false)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(b)
+	return passphraseSecret(bytes.TrimSuffix(b, []byte("\n")), "it")
+}
+
+func passphraseSecret(b []byte, what string) ([]crypt.Secret, error) {
+	if len(b) == 0 {
+		return nil, Errorf(ErrUsage, "%s is empty", what)
+	}
+	s, err := crypt.NewPassphrase(b)
+	if err != nil {
+		return nil, err
+	}
+	return []crypt.Secret{s}, nil
+}
+
+func (e *Env) readKeyFile(path string) ([]crypt.Secret, error) {
+	b, err := e.readSecret(path, true)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(b)
+	s, err := crypt.NewKeyFile(b)
+	switch {
+	case errors.Is(err, crypt.ErrPrintableKeyFile):
+		return nil, WithHint(err, "for a passphrase use --passphrase-file; make a key with: head -c 32 /dev/urandom")
+	case err != nil:
+		return nil, err
+	}
+	return []crypt.Secret{s}, nil
+}
+
+func (e *Env) readRecoveryKey(path string) ([]crypt.Secret, error) {
+	b, err := e.readSecret(path, false)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(b)
+	s, err := crypt.ParseRecoveryKey(strings.TrimSpace(string(b)))
+	if err != nil {
+		return nil, err
+	}
+	return []crypt.Secret{s}, nil
+}
+
+// credentials are the secrets that systemd passed to the service: fsx.NAME.*
+// for the store called NAME, and fsx.* for all.
+func credentials(store string) (secrets []crypt.Secret, err error) {
+	dir := os.Getenv("CREDENTIALS_DIRECTORY")
+	if dir == "" {
+		return nil, nil
+	}
+	e := &Env{}
+	for _, prefix := range []string{"fsx." + StoreBase(store) + ".", "fsx."} {
+		for _, kind := range []struct {
+			name string
+			read func(string) ([]crypt.Secret, error)
+		}{{"passphrase", e.readPassphrase}, {"key", e.readKeyFile}} {
+			s, err := kind.read(filepath.Join(dir, prefix+kind.name))
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				WipeSecrets(secrets)
+				return nil, keyError("credential "+prefix+kind.name, err)
+			}
+			secrets = append(secrets, s...)
+		}
+	}
+	return secrets, nil
+}
+
+// writeSecretFile writes a new file that only its owner can read, durably.
+// undo removes it.
+func writeSecretFile(path, text string) (undo func(), err error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("--recovery-key-out %s: %w", path, bareError(err))
+	}
+	_, err = f.WriteString(text)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err != nil {
+		os.Remove(path)
+		return nil, fmt.Errorf("--recovery-key-out %s: %w", path, err)
+	}
+	return func() { os.Remove(path) }, nil
+}
