@@ -1,0 +1,192 @@
+package maptree_test
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/fsximg/fsx/pkg/layout"
+	"github.com/fsximg/fsx/pkg/layout/maptree"
+	"github.com/fsximg/fsx/pkg/layout/metadb"
+)
+
+// volume is one volume under test: its head, and the snapshots kept.
+type volume struct {
+	id     layout.VolumeID
+	epoch  layout.Seq
+	root   maptree.Root
+	blocks uint64
+	m      model
+}
+
+func (v *volume) clone() *volume {
+	c := *v
+	c.m = maps.Clone(v.m)
+	return &c
+}
+
+// world is several volumes over one database.
+type world struct {
+	t     *testing.T
+	rng   *rand.Rand
+	db    *metadb.DB
+	r     *maptree.Reader
+	heads []*volume
+	kept  []*volume // snapshots
+	seq   uint64    // for references, epochs and volume numbers
+}
+
+func (w *world) next() uint64 { w.seq++; return w.seq }
+
+// someChanges makes a sorted stream of changes, and applies it to the model.
+// It returns the references that die.
+func (w *world) someChanges(v *volume) (cs []maptree.Change, dead map[layout.BlockRef]int) {
+	dead = map[layout.BlockRef]int{}
+	step := 1 << w.rng.UintN(9)
+	for at := uint64(0); at < v.blocks; {
+		at += w.rng.Uint64N(uint64(2 * step))
+		if at >= v.blocks {
+			break
+		}
+		c := data(at, newRef(v.id, w.next()))
+		switch w.rng.UintN(8) {
+		case 0, 1:
+			n := 1 + w.rng.Uint64N(1<<w.rng.UintN(13))
+			c = fill(at, min(n, v.blocks-at), layout.Kind(w.rng.UintN(2)))
+		case 2:
+			if old := v.m[at]; old.kind == layout.Data {
+				c.Ref = old.ref // no change
+			}
+		}
+		cs = append(cs, c)
+		for ; at < uint64(c.Start)+c.N; at++ {
+			w.set(v, at, mapping{c.Kind, c.Ref}, dead)
+		}
+	}
+	return cs, dead
+}
+
+func (w *world) set(v *volume, at uint64, to mapping, dead map[layout.BlockRef]int) {
+	if old := v.m[at]; old.kind == layout.Data && old != to {
+		dead[old.ref]++
+	}
+	if to.kind == layout.Hole {
+		delete(v.m, at)
+	} else {
+		v.m[at] = to
+	}
+}
+
+// resize changes the size; what is cut off dies.
+func (w *world) resize(v *volume, dead map[layout.BlockRef]int) {
+	size := 1 + w.rng.Uint64N(1<<(4+w.rng.UintN(10)))
+	for at := size; at < v.blocks; at++ {
+		w.set(v, at, mapping{}, dead)
+	}
+	v.blocks = size
+}
+
+// failing fails at the n-th write.
+type failing struct {
+	maptree.NodeWriter
+	left int
+}
+
+var errFailing = errors.New("no more writes")
+
+func (f *failing) Set(key, val []byte) error {
+	if f.left--; f.left < 0 {
+		return errFailing
+	}
+	return f.NodeWriter.Set(key, val)
+}
+
+// interrupt runs an update whose writer fails at some point; what was written
+// until then is flushed.
+func (w *world) interrupt(o maptree.UpdateOptions, cs []maptree.Change) {
+	b := w.db.NewBatch()
+	it := changes(cs)
+	f := &failing{b, w.rng.IntN(20)}
+	_, _, err := w.r.Update(context.Background(), o, &it, f, func(layout.BlockRef) error { return nil })
+	if err != nil && !errors.Is(err, errFailing) {
+		w.t.Fatal(err)
+	}
+	if err := b.Flush(); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) checkpoint(v *volume) {
+	old := v.clone()
+	// Resizing comes first: what is cut off is not part of the changes.
+	dead := map[layout.BlockRef]int{}
+	if w.rng.UintN(4) == 0 {
+		w.resize(v, dead)
+	}
+	cs, more := w.someChanges(v)
+	for ref, n := range more {
+		dead[ref] += n
+	}
+	o := maptree.UpdateOptions{Volume: v.id, Epoch: v.epoch, Root: v.root, Blocks: v.blocks}
+	if w.rng.UintN(3) == 0 {
+		w.interrupt(o, cs)
+		verify(w.t, w.r, old.root, old.m, old.blocks)
+	}
+	var stats maptree.Stats
+	v.root, stats = update(w.t, w.r, w.db, o, func(ref layout.BlockRef) { dead[ref]-- }, cs...)
+	for ref, n := range dead {
+		if n != 0 {
+			w.t.Fatalf("reference %v: reported dead %d times too few", ref, n)
+		}
+	}
+	verify(w.t, w.r, v.root, v.m, v.blocks)
+	if again, st := update(w.t, w.r, w.db, maptree.UpdateOptions{Volume: v.id, Epoch: v.epoch, Root: v.root, Blocks: v.blocks}, nil, cs...); again != v.root || st.Written != 0 || st.Dead != 0 {
+		w.t.Fatalf("the same changes again made %+v of %+v, %+v after %+v", again, v.root, st, stats)
+	}
+}
+
+// TestModel runs random updates of several volumes, with snapshots and clones,
+// against plain maps. Every snapshot must stay as it was.
+func TestModel(t *testing.T) {
+	rounds := 150
+	if testing.Short() {
+		rounds = 40
+	}
+	w := &world{t: t, rng: newRand(t), db: openDB(t)}
+	w.r = maptree.NewReader(w.db, maptree.ReaderOptions{CacheBytes: 2 << 20})
+	w.heads = append(w.heads, &volume{id: 1, m: model{}, blocks: 3000})
+	for i := range rounds {
+		v := w.heads[w.rng.IntN(len(w.heads))]
+		w.checkpoint(v)
+		switch w.rng.UintN(6) {
+		case 0: // snapshot
+			w.kept = append(w.kept, v.clone())
+			v.epoch = layout.Seq(w.next())
+		case 1: // clone of a snapshot
+			if len(w.kept) > 0 && len(w.heads) < 5 {
+				c := w.kept[w.rng.IntN(len(w.kept))].clone()
+				c.id, c.epoch = layout.VolumeID(1+len(w.heads)), 0
+				w.heads = append(w.heads, c)
+			}
+		}
+		if i%10 == 0 {
+			// Half of the time with nothing cached.
+			if w.rng.UintN(2) == 0 {
+				w.r = maptree.NewReader(w.db, maptree.ReaderOptions{CacheBytes: 1})
+			}
+			for _, s := range w.kept {
+				verifyRuns(t, w.r, s.root, s.m, 0, s.blocks)
+			}
+		}
+	}
+	fresh := maptree.NewReader(w.db, maptree.ReaderOptions{CacheBytes: 1})
+	for _, v := range append(w.kept, w.heads...) {
+		verify(t, fresh, v.root, v.m, v.blocks)
+		for range 20 {
+			from := w.rng.Uint64N(v.blocks)
+			verifyRuns(t, w.r, v.root, v.m, from, from+w.rng.Uint64N(v.blocks))
+		}
+	}
+}
