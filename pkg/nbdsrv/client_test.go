@@ -1,0 +1,356 @@
+package nbdsrv_test
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/fsximg/fsx/pkg/nbdsrv"
+)
+
+// Numbers of the protocol, written out here so that the tests do not believe
+// the server's own constants.
+const (
+	magicGreeting   = 0x4e42444d41474943
+	magicOption     = 0x49484156454f5054
+	magicOptReply   = 0x3e889045565a9
+	magicRequest    = 0x25609513
+	magicSimple     = 0x67446698
+	magicStructured = 0x668e33ef
+
+	oExportName, oAbort, oList, oStartTLS, oInfo, oGo = 1, 2, 3, 5, 6, 7
+	oStructured, oListMeta, oSetMeta, oExtended       = 8, 9, 10, 11
+
+	rAck, rServer, rInfo, rMeta                              = 1, 2, 3, 4
+	rUnsup, rPolicy, rInvalid, rUnknown, rShutdown, rTooBig  = 1<<31 + 1, 1<<31 + 2, 1<<31 + 3, 1<<31 + 6, 1<<31 + 7, 1<<31 + 9
+	cRead, cWrite, cDisc, cFlush, cTrim, cCache, cZero, cSta = 0, 1, 2, 3, 4, 5, 6, 7
+	fFUA, fNoHole, fDF, fReqOne, fFast                       = 1, 2, 4, 8, 16
+
+	eOK, ePERM, eIO, eINVAL, eNOSPC, eNOTSUP = 0, 1, 5, 22, 28, 95
+)
+
+// server is a running nbdsrv.Server with one socket.
+type server struct {
+	*nbdsrv.Server
+	addr    net.Addr
+	exports *exportMap
+}
+
+// serve runs a server for exports until the test ends, when nothing may be
+// left open.
+func serve(t testing.TB, cfg nbdsrv.Config, exports *exportMap) *server {
+	t.Helper()
+	return serveOn(t, cfg, exports, "unix", filepath.Join(t.TempDir(), "s"))
+}
+
+func serveOn(t testing.TB, cfg nbdsrv.Config, exports *exportMap, network, addr string) *server {
+	t.Helper()
+	ln, err := net.Listen(network, addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Exports = exports
+	s := &server{nbdsrv.New(cfg), ln.Addr(), exports}
+	ended := make(chan error, 1)
+	go func() { ended <- s.Serve(context.Background(), ln) }()
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := s.Shutdown(ctx); err != nil {
+			t.Errorf("shutdown: %v", err)
+		}
+		if err := <-ended; !errors.Is(err, nbdsrv.ErrServerClosed) {
+			t.Errorf("serve: %v", err)
+		}
+		if n := exports.inUse(); n != 0 {
+			t.Errorf("%d exports were not released", n)
+		}
+	})
+	return s
+}
+
+// serveRAM serves one device as "main".
+func serveRAM(t testing.TB, cfg nbdsrv.Config, size int64) (*server, *ramDevice) {
+	t.Helper()
+	d := newRAM(size)
+	return serve(t, cfg, newExports().add(nbdsrv.Export{Name: "main", Description: "a test device", Device: d})), d
+}
+
+// client speaks the protocol by hand. Any surprise ends the test.
+type client struct {
+	t testing.TB
+	net.Conn
+	structured bool
+	flags      uint16
+	size       uint64
+}
+
+// dial connects without saying anything.
+func (s *server) dial(t testing.TB) *client {
+	t.Helper()
+	nc, err := net.Dial(s.addr.Network(), s.addr.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = nc.SetDeadline(time.Now().Add(20 * time.Second))
+	t.Cleanup(func() { _ = nc.Close() })
+	return &client{t: t, Conn: nc}
+}
+
+// hello takes the greeting and answers with the flags.
+func (s *server) hello(t testing.TB, flags uint32) *client {
+	t.Helper()
+	c := s.dial(t)
+	c.expect(be64(magicGreeting), be64(magicOption), be16(3))
+	c.send(be32(flags))
+	return c
+}
+
+// connect negotiates up to the transmission of export name.
+func (s *server) connect(t testing.TB, name string, structured bool) *client {
+	t.Helper()
+	c := s.hello(t, 3)
+	if structured {
+		c.structure()
+		c.option(oSetMeta, meta(name, "base:allocation"))
+		c.expectReply(oSetMeta, rMeta, append(be32(1), "base:allocation"...))
+		c.expectReply(oSetMeta, rAck, nil)
+	}
+	c.enter(name)
+	return c
+}
+
+func (c *client) structure() {
+	c.t.Helper()
+	c.option(oStructured, nil)
+	c.expectReply(oStructured, rAck, nil)
+	c.structured = true
+}
+
+// enter sends GO and takes the answer apart.
+func (c *client) enter(name string) {
+	c.t.Helper()
+	c.option(oGo, info(name))
+	typ, p := c.reply(oGo)
+	if typ != rInfo || len(p) != 12 || binary.BigEndian.Uint16(p) != 0 {
+		c.t.Fatalf("GO was answered with %#x, %x", typ, p)
+	}
+	c.size, c.flags = binary.BigEndian.Uint64(p[2:]), binary.BigEndian.Uint16(p[10:])
+	c.expectReply(oGo, rAck, nil)
+}
+
+func (c *client) send(parts ...[]byte) {
+	c.t.Helper()
+	if _, err := c.Write(join(parts...)); err != nil {
+		c.t.Fatalf("send: %v", err)
+	}
+}
+
+func (c *client) read(n int) []byte {
+	c.t.Helper()
+	p := make([]byte, n)
+	if got, err := io.ReadFull(c.Conn, p); err != nil {
+		c.t.Fatalf("read %d bytes, got %d: %v", n, got, err)
+	}
+	return p
+}
+
+func (c *client) expect(parts ...[]byte) {
+	c.t.Helper()
+	want := join(parts...)
+	if got := c.read(len(want)); string(got) != string(want) {
+		c.t.Fatalf("got %x, want %x", got, want)
+	}
+}
+
+// expectEnd fails unless the server closed the connection without a word.
+func (c *client) expectEnd() {
+	c.t.Helper()
+	var p [1]byte
+	n, err := c.Read(p[:])
+	var timeout net.Error
+	if n != 0 || err == nil || (errors.As(err, &timeout) && timeout.Timeout()) {
+		c.t.Fatalf("connection is alive: %d bytes %x, %v", n, p[:n], err)
+	}
+}
+
+func (c *client) option(id uint32, data []byte) {
+	c.t.Helper()
+	c.send(be64(magicOption), be32(id), be32(uint32(len(data))), data)
+}
+
+func (c *client) reply(opt uint32) (typ uint32, data []byte) {
+	c.t.Helper()
+	c.expect(be64(magicOptReply), be32(opt))
+	typ = binary.BigEndian.Uint32(c.read(4))
+	n := binary.BigEndian.Uint32(c.read(4))
+	if n > 1<<20 {
+		c.t.Fatalf("option reply of %d bytes", n)
+	}
+	return typ, c.read(int(n))
+}
+
+// expectReply checks the type and, unless nil, the data of an option reply.
+func (c *client) expectReply(opt, typ uint32, data []byte) {
+	c.t.Helper()
+	got, p := c.reply(opt)
+	if got != typ || (data != nil && string(p) != string(data)) || (typ == rAck && len(p) != 0) {
+		c.t.Fatalf("option %d: got %#x %q, want %#x %q", opt, got, p, typ, data)
+	}
+}
+
+// request sends a request; payload only goes with WRITE.
+func (c *client) request(cmd, flags uint16, cookie, off uint64, n uint32, payload []byte) {
+	c.t.Helper()
+	c.send(header(cmd, flags, cookie, off, n), payload)
+}
+
+// answer is one whole reply, simple or structured.
+type answer struct {
+	cookie uint64
+	errno  uint32
+	data   []byte // of READ
+	chunks []uint16
+	text   string
+	at     int64 // of ERROR_OFFSET, or -1
+	status []uint32
+	simple bool
+}
+
+// answer reads one reply. n is the length of the READ it belongs to, if any.
+func (c *client) answer(n int) answer {
+	c.t.Helper()
+	a := answer{at: -1}
+	if magic := binary.BigEndian.Uint32(c.read(4)); magic == magicSimple {
+		a.simple = true
+		a.errno = binary.BigEndian.Uint32(c.read(4))
+		a.cookie = binary.BigEndian.Uint64(c.read(8))
+		if a.errno == 0 {
+			a.data = c.read(n)
+		}
+		return a
+	} else if magic != magicStructured || !c.structured {
+		c.t.Fatalf("reply magic %#x", magic)
+	}
+	for {
+		p := c.read(16)
+		flags, typ := binary.BigEndian.Uint16(p), binary.BigEndian.Uint16(p[2:])
+		a.cookie = binary.BigEndian.Uint64(p[4:])
+		body := c.read(int(binary.BigEndian.Uint32(p[12:])))
+		a.chunks = append(a.chunks, typ)
+		c.chunk(&a, typ, body)
+		if flags == 1 {
+			return a
+		}
+		c.expect(be32(magicStructured))
+	}
+}
+
+func (c *client) chunk(a *answer, typ uint16, body []byte) {
+	c.t.Helper()
+	switch typ {
+	case 0:
+		if len(body) != 0 {
+			c.t.Fatalf("NONE chunk with %x", body)
+		}
+	case 1:
+		a.data = append(a.data, body[8:]...)
+	case 5:
+		if binary.BigEndian.Uint32(body) != 1 || (len(body)-4)%8 != 0 || len(body) < 12 {
+			c.t.Fatalf("BLOCK_STATUS chunk %x", body)
+		}
+		for body = body[4:]; len(body) > 0; body = body[4:] {
+			a.status = append(a.status, binary.BigEndian.Uint32(body))
+		}
+	case 1<<15 + 1, 1<<15 + 2:
+		a.errno = binary.BigEndian.Uint32(body)
+		n := binary.BigEndian.Uint16(body[4:])
+		a.text = string(body[6 : 6+n])
+		if body = body[6+n:]; typ == 1<<15+2 {
+			a.at, body = int64(binary.BigEndian.Uint64(body)), body[8:]
+		}
+		if len(body) != 0 || a.errno == 0 {
+			c.t.Fatalf("error chunk: errno %d, %x left", a.errno, body)
+		}
+	default:
+		c.t.Fatalf("chunk type %#x", typ)
+	}
+}
+
+// do sends a request and returns the reply to it.
+func (c *client) do(cmd, flags uint16, off uint64, n uint32, payload []byte) answer {
+	c.t.Helper()
+	cookie := off ^ uint64(cmd)<<56 ^ 0x5a
+	c.request(cmd, flags, cookie, off, n, payload)
+	want := 0
+	if cmd == cRead {
+		want = int(n)
+	}
+	a := c.answer(want)
+	if a.cookie != cookie {
+		c.t.Fatalf("cookie %#x, want %#x", a.cookie, cookie)
+	}
+	return a
+}
+
+// must is do for requests that have to succeed.
+func (c *client) must(cmd, flags uint16, off uint64, n uint32, payload []byte) answer {
+	c.t.Helper()
+	a := c.do(cmd, flags, off, n, payload)
+	if a.errno != 0 {
+		c.t.Fatalf("command %d at %d+%d: error %d %s", cmd, off, n, a.errno, a.text)
+	}
+	return a
+}
+
+// alive fails unless the connection still answers READ properly.
+func (c *client) alive() {
+	c.t.Helper()
+	if a := c.must(cRead, 0, 0, 512, nil); len(a.data) != 512 {
+		c.t.Fatalf("read %d bytes, want 512", len(a.data))
+	}
+}
+
+func be16(v uint16) []byte { return binary.BigEndian.AppendUint16(nil, v) }
+func be32(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v) }
+func be64(v uint64) []byte { return binary.BigEndian.AppendUint64(nil, v) }
+
+func join(parts ...[]byte) (p []byte) {
+	for _, part := range parts {
+		p = append(p, part...)
+	}
+	return p
+}
+
+func header(cmd, flags uint16, cookie, off uint64, n uint32) []byte {
+	return join(be32(magicRequest), be16(flags), be16(cmd), be64(cookie), be64(off), be32(n))
+}
+
+func info(name string, requests ...uint16) []byte {
+	p := join(be32(uint32(len(name))), []byte(name), be16(uint16(len(requests))))
+	for _, r := range requests {
+		p = append(p, be16(r)...)
+	}
+	return p
+}
+
+func meta(name string, queries ...string) []byte {
+	p := join(be32(uint32(len(name))), []byte(name), be32(uint32(len(queries))))
+	for _, q := range queries {
+		p = join(p, be32(uint32(len(q))), []byte(q))
+	}
+	return p
+}
+
+func pattern(n int, seed byte) []byte {
+	p := make([]byte, n)
+	for i := range p {
+		p[i] = seed + byte(i) + byte(i>>8)*7
+	}
+	return p
+}

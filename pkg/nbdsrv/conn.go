@@ -1,0 +1,284 @@
+package nbdsrv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+const (
+	// receiveSize and sendSize are the buffers of a connection that is busy;
+	// an idle one on a plain socket holds none.
+	receiveSize = 256 << 10
+	sendSize    = 256 << 10
+	// inlineMax is the largest payload that goes through them. Larger ones
+	// have a buffer of their own.
+	inlineMax = 64 << 10
+	// unixSocketBuffer replaces the kernel's default of about 200 KiB.
+	unixSocketBuffer = 1 << 20
+)
+
+// errDisconnect is the end of a transmission by NBD_CMD_DISC.
+var errDisconnect = errors.New("client disconnected")
+
+// batch is the memory of the receiving goroutine while requests are at hand.
+type batch struct {
+	in  [receiveSize]byte
+	out [sendSize + ReadSlack]byte
+}
+
+// conn is one connection. Requests enter through its receiving goroutine
+// (transmit); replies leave under wmu, from that goroutine or from a worker.
+type conn struct {
+	srv *Server
+	nc  net.Conn
+	raw syscall.RawConn // nil if the transport is no plain socket
+	log *slog.Logger
+
+	transmitting bool // guarded by srv.mu
+
+	// Frozen when the transmission begins.
+	dev        Device
+	structured bool
+	readOnly   bool
+	allocation bool
+	allowed    [cmdBlockStatus + 1]uint16 // flags that each command takes
+	workFn     func()
+	syncFn     func()
+
+	// The receiving goroutine's own. in[r:w] was received and not yet
+	// served, out[:pos] is to be sent.
+	batch   *batch
+	r, w    int
+	pos     int
+	readFn  func(fd uintptr) bool
+	readLen int
+	readErr error
+
+	ctx    context.Context // ends when the connection is cut
+	cancel context.CancelFunc
+	dead   atomic.Bool
+
+	wmu  sync.Mutex  // held while writing to nc
+	iov  net.Buffers // guarded by wmu
+	iovs [][]byte    // guarded by wmu: iov's memory
+
+	mu       sync.Mutex // guards the following
+	change   sync.Cond  // something below shrank, or the connection was cut
+	cause    error      // why it was cut
+	queue    taskList   // waiting for a worker
+	syncing  taskList   // waiting for the next Flush
+	done     taskList   // waiting to be sent
+	workers  int
+	flushing bool
+	syncErr  error // the first failed Flush; every later one fails, too
+	requests int   // tasks admitted and not yet sent
+	bytes    int64 // their payload
+	reserved int64 // the part of bytes that is not the server's budget's
+}
+
+func newConn(s *Server, nc net.Conn) *conn {
+	c := &conn{srv: s, nc: nc, log: s.cfg.Log.With(peer(nc))}
+	c.change.L = &c.mu
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	c.readFn, c.workFn, c.syncFn = c.readReady, c.work, c.sync
+	switch nc := nc.(type) {
+	case *net.TCPConn:
+		c.raw, _ = nc.SyscallConn()
+	case *net.UnixConn:
+		c.raw, _ = nc.SyscallConn()
+	}
+	return c
+}
+
+// transmit serves requests until the client leaves, the connection breaks or
+// the server shuts down, and returns once nothing of it is in flight.
+func (c *conn) transmit(ses *session) error {
+	c.dev = ses.open.export.Device
+	c.structured, c.allocation = ses.structured, ses.allocation
+	c.readOnly = ses.open.export.ReadOnly || c.dev.ReadOnly()
+	c.allowed = allowedFlags(c.structured)
+	c.takeBatch()
+	c.w = copy(c.batch.in[:], ses.early)
+	var err error
+	for err == nil {
+		if err = c.serveBatch(); err == nil {
+			if err = c.flush(); err == nil {
+				err = c.fill()
+			}
+		}
+	}
+	return c.finish(err)
+}
+
+// finish lets everything in flight complete and be sent, then ends the
+// connection. Its result is nil for an orderly end.
+func (c *conn) finish(err error) error {
+	_ = c.flush()
+	shutdown := errors.Is(err, os.ErrDeadlineExceeded) && c.srv.closing()
+	orderly := shutdown || errors.Is(err, errDisconnect) || (errors.Is(err, io.EOF) && c.r == c.w)
+	if !orderly {
+		c.cut(err)
+	}
+	c.mu.Lock()
+	for c.requests > 0 || c.workers > 0 || c.flushing {
+		c.change.Wait()
+	}
+	cause := c.cause
+	c.mu.Unlock()
+	if shutdown {
+		c.linger()
+	}
+	c.cancel()
+	c.putBatch()
+	if cause != nil {
+		return cause
+	}
+	return nil
+}
+
+// linger keeps a connection that the server ends from being reset by bytes
+// the client had under way, which would cost it replies it has not yet read.
+func (c *conn) linger() {
+	half, ok := c.nc.(interface{ CloseWrite() error })
+	if !ok || half.CloseWrite() != nil {
+		return
+	}
+	_ = c.nc.SetReadDeadline(time.Now().Add(shutdownGrace))
+	for {
+		if _, err := c.nc.Read(c.batch.in[:]); err != nil {
+			return
+		}
+	}
+}
+
+// sayGoodbye wakes the connection so that it notices the Shutdown. The caller
+// holds srv.mu.
+func (c *conn) sayGoodbye() {
+	if c.transmitting {
+		_ = c.nc.SetReadDeadline(time.Unix(1, 0))
+		return
+	}
+	_ = c.nc.SetDeadline(time.Now().Add(shutdownGrace))
+}
+
+// cut ends the connection at once: nothing more is read or sent, and tasks
+// that have not begun are dropped. The first cause is kept.
+func (c *conn) cut(cause error) {
+	c.mu.Lock()
+	if c.cause == nil {
+		c.cause = cause
+	}
+	c.dead.Store(true)
+	c.change.Broadcast()
+	c.mu.Unlock()
+	c.cancel()
+	_ = c.nc.Close()
+}
+
+// fill waits for bytes and reads what there is.
+func (c *conn) fill() error {
+	if c.r == c.w {
+		c.r, c.w = 0, 0
+	} else if receiveSize-c.w < inlineMax+requestLen {
+		c.w = copy(c.batch.in[:], c.batch.in[c.r:c.w])
+		c.r = 0
+	}
+	if c.raw == nil {
+		n, err := c.nc.Read(c.batch.in[c.w:])
+		c.w += n
+		return err
+	}
+	if err := c.raw.Read(c.readFn); err != nil {
+		c.takeBatch()
+		return err
+	}
+	c.w += c.readLen
+	return c.readErr
+}
+
+// readReady reads once from the socket; false means that nothing was there. A
+// connection that has nothing to do holds no batch while it waits.
+func (c *conn) readReady(fd uintptr) bool {
+	c.takeBatch()
+	for {
+		n, err := syscall.Read(int(fd), c.batch.in[c.w:])
+		switch {
+		case n > 0:
+			c.readLen, c.readErr = n, nil
+			return true
+		case err == syscall.EINTR:
+			continue
+		case err == syscall.EAGAIN:
+			if c.w == 0 && c.pos == 0 {
+				c.putBatch()
+			}
+			return false
+		case err == nil:
+			err = io.EOF
+		}
+		c.readLen, c.readErr = 0, err
+		return true
+	}
+}
+
+func (c *conn) takeBatch() {
+	if c.batch != nil {
+		return
+	}
+	if b, ok := c.srv.batches.Get().(*batch); ok {
+		c.batch = b
+		return
+	}
+	c.batch = new(batch)
+}
+
+func (c *conn) putBatch() {
+	if c.batch != nil {
+		c.srv.batches.Put(c.batch)
+		c.batch = nil
+	}
+}
+
+// receive fills p with the next bytes of the stream.
+func (c *conn) receive(p []byte) error {
+	n := copy(p, c.batch.in[c.r:c.w])
+	c.r += n
+	if n == len(p) {
+		return nil
+	}
+	if err := c.flush(); err != nil {
+		return err
+	}
+	if _, err := io.ReadFull(c.nc, p[n:]); err != nil {
+		return fmt.Errorf("payload: %w", err)
+	}
+	return nil
+}
+
+// skip drops the next n bytes of the stream.
+func (c *conn) skip(n int64) error {
+	have := min(n, int64(c.w-c.r))
+	c.r += int(have)
+	for n -= have; n > 0; {
+		if err := c.flush(); err != nil {
+			return err
+		}
+		// All of in is free: what was received has been skipped.
+		m, err := c.nc.Read(c.batch.in[:min(n, receiveSize)])
+		n -= int64(m)
+		if err != nil {
+			return fmt.Errorf("payload: %w", err)
+		}
+		c.r, c.w = 0, 0
+	}
+	return nil
+}

@@ -1,0 +1,242 @@
+package nbdsrv
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"unicode/utf8"
+
+	"github.com/pojntfx/go-nbd/pkg/protocol"
+)
+
+// Bounds of a negotiation.
+const (
+	// maxOptions is how many options a client may send.
+	maxOptions = 64
+	// maxOptionLen is the longest data of an option that is looked at, except
+	// the meta context options'.
+	maxOptionLen = 8 << 10
+	// maxMetaLen is the same for LIST_META_CONTEXT and SET_META_CONTEXT.
+	maxMetaLen = 64 << 10
+	// maxDrain is the longest data that is skipped; beyond, we hang up.
+	maxDrain = 32 << 20
+	// maxQueries is how many meta context queries an option may hold.
+	maxQueries = 256
+)
+
+// errEnd ends a negotiation that needs no word in the log: ABORT, or a
+// refusal that the protocol expresses by closing.
+var errEnd = errors.New("negotiation ended")
+
+// option is one option as it came; data is valid until the next one.
+type option struct {
+	id   uint32
+	data []byte
+}
+
+// handshake is the negotiation of one connection. It belongs to one goroutine.
+type handshake struct {
+	srv      *Server
+	br       *bufio.Reader
+	bw       *bufio.Writer
+	noZeroes bool
+	buf      []byte
+
+	structured bool
+	meta       metaState
+
+	// The export opened last. INFO, SET_META_CONTEXT and GO mostly name the
+	// same one, and opening may be work.
+	open    *openExport
+	payload [20]byte
+}
+
+// metaState is what SET_META_CONTEXT left: it holds for one export name.
+type metaState struct {
+	export     string
+	allocation bool
+}
+
+// openExport is an export in use.
+type openExport struct {
+	name    string // as the client asked
+	export  Export
+	release func()
+}
+
+// session is the result of a negotiation.
+type session struct {
+	open       *openExport
+	structured bool
+	allocation bool
+	early      []byte // what the client sent behind its last option
+}
+
+// negotiate runs the handshake on nc. Its deadline is the caller's affair.
+func (s *Server) negotiate(nc net.Conn) (*session, error) {
+	h := &handshake{srv: s, br: bufio.NewReaderSize(nc, 4096), bw: bufio.NewWriterSize(nc, 4096)}
+	open, err := h.run()
+	if open == nil || h.open != open {
+		h.closeExport()
+	}
+	if ferr := h.bw.Flush(); ferr != nil && err == nil {
+		err = ferr
+	}
+	if err != nil {
+		if open != nil {
+			open.release()
+		}
+		return nil, err
+	}
+	early := make([]byte, h.br.Buffered())
+	_, _ = io.ReadFull(h.br, early)
+	return &session{
+		open:       open,
+		structured: h.structured,
+		allocation: h.meta.allocation && h.meta.export == open.name,
+		early:      early,
+	}, nil
+}
+
+// run greets and answers options until one of them starts the transmission.
+func (h *handshake) run() (*openExport, error) {
+	if err := h.greet(); err != nil {
+		return nil, err
+	}
+	for range maxOptions {
+		opt, refusal, err := h.readOption()
+		if err != nil {
+			return nil, err
+		}
+		if refusal != 0 {
+			if opt.id == optSetMeta {
+				h.meta = metaState{}
+			}
+			h.replyError(opt.id, refusal, "option data is too long")
+			continue
+		}
+		open, err := h.answer(opt)
+		if open != nil || err != nil {
+			return open, err
+		}
+	}
+	return nil, errors.New("too many options")
+}
+
+func (h *handshake) greet() error {
+	var p [18]byte
+	binary.BigEndian.PutUint64(p[:], protocol.NEGOTIATION_MAGIC_OLDSTYLE)
+	binary.BigEndian.PutUint64(p[8:], protocol.NEGOTIATION_MAGIC_OPTION)
+	binary.BigEndian.PutUint16(p[16:], handshakeFixedNewstyle|handshakeNoZeroes)
+	if _, err := h.bw.Write(p[:]); err != nil {
+		return err
+	}
+	if err := h.bw.Flush(); err != nil {
+		return err
+	}
+	if _, err := io.ReadFull(h.br, p[:4]); err != nil {
+		return err
+	}
+	flags := binary.BigEndian.Uint32(p[:])
+	const known = uint32(handshakeFixedNewstyle | handshakeNoZeroes)
+	if flags&^known != 0 {
+		return fmt.Errorf("unknown client flags %#x", flags)
+	}
+	h.noZeroes = flags&uint32(handshakeNoZeroes) != 0
+	return nil
+}
+
+// readOption reads one option. Data over its cap is skipped, never stored;
+// refusal is then the reply it gets.
+func (h *handshake) readOption() (opt option, refusal uint32, err error) {
+	if h.br.Buffered() == 0 {
+		if err := h.bw.Flush(); err != nil {
+			return opt, 0, err
+		}
+	}
+	var p [optionHeaderLen]byte
+	if _, err := io.ReadFull(h.br, p[:]); err != nil {
+		return opt, 0, err
+	}
+	if magic := binary.BigEndian.Uint64(p[:]); magic != protocol.NEGOTIATION_MAGIC_OPTION {
+		return opt, 0, fmt.Errorf("bad option magic %#x", magic)
+	}
+	opt.id = binary.BigEndian.Uint32(p[8:])
+	n := binary.BigEndian.Uint32(p[12:])
+	limit := uint32(maxOptionLen)
+	if opt.id == optListMeta || opt.id == optSetMeta {
+		limit = maxMetaLen
+	}
+	switch {
+	case n > maxDrain:
+		return opt, 0, fmt.Errorf("option %d with %d bytes of data", opt.id, n)
+	case n > limit:
+		_, err = h.br.Discard(int(n))
+		return opt, repErrTooBig, err
+	}
+	if uint32(cap(h.buf)) < n {
+		h.buf = make([]byte, n)
+	}
+	opt.data = h.buf[:n]
+	_, err = io.ReadFull(h.br, opt.data)
+	return opt, 0, err
+}
+
+// reply queues one option reply. A write error shows at the next flush.
+func (h *handshake) reply(opt, typ uint32, parts ...[]byte) {
+	n := 0
+	for _, part := range parts {
+		n += len(part)
+	}
+	p := h.payload[:]
+	binary.BigEndian.PutUint64(p, protocol.NEGOTIATION_MAGIC_REPLY)
+	binary.BigEndian.PutUint32(p[8:], opt)
+	binary.BigEndian.PutUint32(p[12:], typ)
+	binary.BigEndian.PutUint32(p[16:], uint32(n))
+	_, _ = h.bw.Write(p)
+	for _, part := range parts {
+		_, _ = h.bw.Write(part)
+	}
+}
+
+// replyError refuses an option; the text is for humans.
+func (h *handshake) replyError(opt, typ uint32, text string) {
+	h.reply(opt, typ, []byte(wireText(text)))
+}
+
+// openExport returns the export called name, or why the client cannot have it.
+func (h *handshake) openExport(name string) (*openExport, error) {
+	if h.open != nil && h.open.name == name {
+		return h.open, nil
+	}
+	h.closeExport()
+	export, release, err := h.srv.cfg.Exports.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	h.open = &openExport{name: name, export: export, release: release}
+	return h.open, nil
+}
+
+func (h *handshake) closeExport() {
+	if h.open != nil {
+		h.open.release()
+		h.open = nil
+	}
+}
+
+// validName says whether name may stand in a message ("Conventions").
+func validName(name []byte) bool {
+	if len(name) > maxString || !utf8.Valid(name) {
+		return false
+	}
+	for _, c := range name {
+		if c == 0 {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,136 @@
+package nbdsrv
+
+import (
+	"encoding/binary"
+	"errors"
+	"net"
+)
+
+// wouldBlock says whether a device asks for a worker.
+func wouldBlock(err error) bool {
+	return err == ErrWouldBlock || (err != nil && errors.Is(err, ErrWouldBlock))
+}
+
+// readHeaderLen is what stands before a READ's payload.
+func (c *conn) readHeaderLen() int {
+	if c.structured {
+		return dataChunkLen
+	}
+	return simpleReplyLen
+}
+
+// putReadHeader writes the header of a successful READ to p. It is called
+// only once the payload is certain: nothing can be taken back.
+func (c *conn) putReadHeader(p []byte, r request) {
+	if !c.structured {
+		putSimpleReply(p, r.cookie, 0)
+		return
+	}
+	putChunkHeader(p, chunkOffsetData, r.cookie, r.length+8)
+	binary.BigEndian.PutUint64(p[chunkHeaderLen:], r.offset)
+}
+
+// putEmpty writes a success without payload to p and returns its length. Once
+// structured replies are negotiated a READ has no other kind, whatever its
+// length.
+func (c *conn) putEmpty(p []byte, r request) int {
+	if c.structured && r.cmd == cmdRead {
+		return putChunkHeader(p, chunkNone, r.cookie, 0)
+	}
+	return putSimpleReply(p, r.cookie, 0)
+}
+
+// putFailure writes a failure to p and returns its length.
+func (c *conn) putFailure(p []byte, r request, f *failure) int {
+	if c.structured {
+		return putErrorChunk(p, r.cookie, f.errno, f.text, f.offset)
+	}
+	return putSimpleReply(p, r.cookie, f.errno)
+}
+
+// replyEmpty queues a success without payload.
+func (c *conn) replyEmpty(r request) error {
+	if err := c.makeRoom(chunkHeaderLen); err != nil {
+		return err
+	}
+	c.pos += c.putEmpty(c.batch.out[c.pos:], r)
+	return nil
+}
+
+// replyFailure queues a failure.
+func (c *conn) replyFailure(r request, f *failure) error {
+	if err := c.makeRoom(taskReplyLen); err != nil {
+		return err
+	}
+	c.pos += c.putFailure(c.batch.out[c.pos:c.pos+taskReplyLen], r, f)
+	return nil
+}
+
+// makeRoom sees to n free bytes in the send buffer (and the slack behind).
+func (c *conn) makeRoom(n int) error {
+	if c.pos+n <= sendSize {
+		return nil
+	}
+	return c.flush()
+}
+
+// flush sends the queued replies, and what workers have completed.
+func (c *conn) flush() error {
+	if c.pos == 0 {
+		return nil
+	}
+	return c.flushWith(nil)
+}
+
+// flushWith sends the queued replies and then t, if there is one.
+func (c *conn) flushWith(t *task) error {
+	c.wmu.Lock()
+	list := c.takeDone(t)
+	c.send(c.batch.out[:c.pos], list)
+	c.wmu.Unlock()
+	c.pos = 0
+	c.pump()
+	if c.dead.Load() {
+		return net.ErrClosed
+	}
+	return nil
+}
+
+// pump sends what workers have completed, unless somebody is sending already:
+// that one looks again after unlocking, so nothing is left behind.
+func (c *conn) pump() {
+	for c.hasDone() && c.wmu.TryLock() {
+		c.send(nil, c.takeDone(nil))
+		c.wmu.Unlock()
+	}
+}
+
+// send writes first and the replies of list to the socket, in one call if the
+// transport can, and forgets the list's tasks. The caller holds wmu. A failure
+// cuts the connection.
+func (c *conn) send(first []byte, list taskList) {
+	var err error
+	switch {
+	case c.dead.Load():
+	case list.head == nil:
+		if len(first) > 0 {
+			_, err = c.nc.Write(first)
+		}
+	case len(first) == 0 && list.head.next == nil:
+		if reply := list.head.reply; len(reply) > 0 {
+			_, err = c.nc.Write(reply)
+		}
+	default:
+		c.iovs = append(c.iovs[:0], first)
+		for t := list.head; t != nil; t = t.next {
+			c.iovs = append(c.iovs, t.reply)
+		}
+		c.iov = c.iovs
+		_, err = c.iov.WriteTo(c.nc)
+		clear(c.iovs)
+	}
+	if err != nil {
+		c.cut(err)
+	}
+	c.forget(list)
+}

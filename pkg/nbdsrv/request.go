@@ -1,0 +1,205 @@
+package nbdsrv
+
+import (
+	"fmt"
+	"math"
+
+	"github.com/pojntfx/go-nbd/pkg/protocol"
+)
+
+// allowedFlags is the table of the flags each command takes. FUA is accepted
+// by all ("Command flags"); where nothing is written it says nothing.
+func allowedFlags(structured bool) (t [cmdBlockStatus + 1]uint16) {
+	for i := range t {
+		t[i] = cmdFlagFUA
+	}
+	if structured {
+		t[cmdRead] |= cmdFlagDF
+	}
+	t[cmdWriteZeroes] |= cmdFlagNoHole | cmdFlagFastZero
+	t[cmdBlockStatus] |= cmdFlagReqOne
+	return t
+}
+
+// check validates a request. It is the one place that does: behind it, ranges
+// lie inside the device and flags fit their command.
+func (c *conn) check(r request) *failure {
+	if r.cmd > cmdBlockStatus || r.cmd == cmdDisc {
+		return failCommand
+	}
+	writes := r.cmd == cmdWrite || r.cmd == cmdTrim || r.cmd == cmdWriteZeroes
+	if writes && c.readOnly {
+		return failReadOnly
+	}
+	if r.flags&^c.allowed[r.cmd] != 0 {
+		return failFlags
+	}
+	if r.cmd == cmdFlush {
+		if r.offset != 0 || r.length != 0 {
+			return failNonZero
+		}
+		return nil
+	}
+	if (r.cmd == cmdRead || r.cmd == cmdWrite) && r.length > MaxPayload {
+		return failTooLarge
+	}
+	// No sum of wire values is formed, so nothing can wrap.
+	size := uint64(max(c.dev.Size(), 0))
+	if r.offset > size || uint64(r.length) > size-r.offset || r.offset > math.MaxInt64 {
+		if r.cmd == cmdWrite || r.cmd == cmdWriteZeroes {
+			return failNoSpace
+		}
+		return failPastEnd
+	}
+	if r.cmd == cmdBlockStatus {
+		if !c.allocation {
+			return failNoContext
+		}
+		if r.length == 0 {
+			return failZeroLength
+		}
+	}
+	return nil
+}
+
+// serveBatch serves every request that was received whole. What it leaves
+// behind is the beginning of one.
+func (c *conn) serveBatch() error {
+	for c.w-c.r >= requestLen {
+		r, ok := decodeRequest(c.batch.in[c.r:])
+		if !ok {
+			return fmt.Errorf("bad request magic, want %#x", protocol.TRANSMISSION_MAGIC_REQUEST)
+		}
+		if r.cmd == cmdWrite && r.length <= inlineMax && c.w-c.r < requestLen+int(r.length) {
+			return nil
+		}
+		c.r += requestLen
+		if r.cmd == cmdDisc {
+			return errDisconnect
+		}
+		if err := c.serve(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// serve carries out one request, or hands it on. Its error ends the
+// connection. Only WRITE has a payload; that of a refused one is skipped.
+func (c *conn) serve(r request) error {
+	if f := c.check(r); f != nil {
+		if r.cmd == cmdWrite {
+			if err := c.skip(int64(r.length)); err != nil {
+				return err
+			}
+		}
+		return c.replyFailure(r, f)
+	}
+	if r.length == 0 && r.cmd != cmdFlush {
+		return c.replyEmpty(r)
+	}
+	switch r.cmd {
+	case cmdRead:
+		if r.length <= inlineMax {
+			return c.readInline(r)
+		}
+		return c.readLarge(r)
+	case cmdWrite:
+		if r.length <= inlineMax {
+			return c.writeInline(r)
+		}
+		return c.writeLarge(r)
+	case cmdBlockStatus:
+		return c.dispatch(r, blockStatusSize(r))
+	default:
+		return c.dispatch(r, 0)
+	}
+}
+
+// readInline serves a READ into the send buffer.
+func (c *conn) readInline(r request) error {
+	n, hdr := int(r.length), c.readHeaderLen()
+	if err := c.makeRoom(hdr + n); err != nil {
+		return err
+	}
+	out := c.batch.out[c.pos:]
+	// The slack behind the payload is not in use yet, or is out's own.
+	err := c.dev.ReadAt(out[hdr:hdr+n:hdr+n+ReadSlack], int64(r.offset), true)
+	switch {
+	case err == nil:
+		c.putReadHeader(out, r)
+		c.pos += hdr + n
+		return nil
+	case wouldBlock(err):
+		return c.dispatch(r, n)
+	default:
+		return c.replyFailure(r, c.deviceFailed(err, r))
+	}
+}
+
+// readLarge serves a READ into a buffer of its own, which is sent from there.
+func (c *conn) readLarge(r request) error {
+	t, err := c.admit(r, int(r.length))
+	if err != nil {
+		return err
+	}
+	p := t.buf.payload(int(r.length))
+	if err := c.dev.ReadAt(p, int64(r.offset), true); wouldBlock(err) {
+		c.enqueue(t)
+		return nil
+	} else {
+		c.settle(t, err)
+	}
+	return c.flushWith(t)
+}
+
+// writeInline serves a WRITE whose payload lies in the receive buffer.
+func (c *conn) writeInline(r request) error {
+	p := c.batch.in[c.r : c.r+int(r.length)]
+	c.r += len(p)
+	err := c.dev.WriteAt(p, int64(r.offset), true)
+	switch {
+	case err == nil && r.flags&cmdFlagFUA == 0:
+		return c.replyEmpty(r)
+	case err == nil:
+		return c.dispatchSync(r)
+	case wouldBlock(err):
+		t, err := c.admit(r, len(p))
+		if err != nil {
+			return err
+		}
+		copy(t.buf.payload(len(p)), p)
+		c.enqueue(t)
+		return nil
+	default:
+		return c.replyFailure(r, c.deviceFailed(err, r))
+	}
+}
+
+// writeLarge serves a WRITE whose payload is received into its own buffer.
+func (c *conn) writeLarge(r request) error {
+	t, err := c.admit(r, int(r.length))
+	if err != nil {
+		return err
+	}
+	p := t.buf.payload(int(r.length))
+	if err := c.receive(p); err != nil {
+		c.drop(t)
+		return err
+	}
+	err = c.dev.WriteAt(p, int64(r.offset), true)
+	switch {
+	case wouldBlock(err):
+		c.enqueue(t)
+		return nil
+	case err == nil && r.flags&cmdFlagFUA != 0:
+		c.enqueueSync(t)
+		return nil
+	case err != nil:
+		err = c.replyFailure(r, c.deviceFailed(err, r))
+	default:
+		err = c.replyEmpty(r)
+	}
+	c.drop(t)
+	return err
+}

@@ -1,0 +1,282 @@
+package nbdsrv
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+)
+
+const (
+	// shutdownGrace is how long a connection that is still negotiating, or
+	// that has been told goodbye, may live on once Shutdown began.
+	shutdownGrace = time.Second
+	// acceptBackoff is the longest pause after a failed accept.
+	acceptBackoff = time.Second
+)
+
+// Server serves exports to NBD clients. Its methods are safe for concurrent
+// use. It owns the goroutines of all its connections; Shutdown waits for them.
+type Server struct {
+	cfg        Config
+	buffers    bufferPool
+	batches    sync.Pool // of *batch
+	tasks      sync.Pool // of *task
+	slots      chan struct{}
+	handshakes chan struct{}
+	memory     *semaphore.Weighted
+	stop       chan struct{} // closed when Shutdown begins
+	empty      chan struct{} // closed when, after that, no connection is left
+
+	mu        sync.Mutex // guards the following
+	closed    bool
+	listeners map[net.Listener]struct{}
+	conns     map[*conn]struct{}
+}
+
+// New makes a server. Nothing runs until Serve or ServeConn.
+func New(cfg Config) *Server {
+	cfg = cfg.withDefaults()
+	return &Server{
+		cfg:        cfg,
+		slots:      make(chan struct{}, cfg.Workers),
+		handshakes: make(chan struct{}, cfg.MaxHandshakes),
+		memory:     semaphore.NewWeighted(cfg.Memory),
+		stop:       make(chan struct{}),
+		empty:      make(chan struct{}),
+		listeners:  map[net.Listener]struct{}{},
+		conns:      map[*conn]struct{}{},
+	}
+}
+
+// Serve accepts connections on ln until ctx is done (it then returns nil),
+// Shutdown begins (ErrServerClosed) or accepting fails for good. It closes ln.
+// Connections outlive it: end them with Shutdown.
+func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
+	if !s.addListener(ln) {
+		_ = ln.Close()
+		return ErrServerClosed
+	}
+	defer s.removeListener(ln)
+	defer context.AfterFunc(ctx, func() { _ = ln.Close() })()
+	pause := time.Duration(0)
+	for {
+		select {
+		case s.handshakes <- struct{}{}:
+		case <-ctx.Done():
+			return nil
+		case <-s.stop:
+			return ErrServerClosed
+		}
+		nc, err := ln.Accept()
+		if err == nil {
+			pause = 0
+			s.start(nc)
+			continue
+		}
+		<-s.handshakes
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case s.closing():
+			return ErrServerClosed
+		case errors.Is(err, net.ErrClosed):
+			return err
+		}
+		// Out of descriptors, or a client that went away: others may come.
+		pause = min(max(2*pause, 5*time.Millisecond), acceptBackoff)
+		s.cfg.Log.Warn("accept failed", "error", err, "pause", pause)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+		case <-s.stop:
+		}
+	}
+}
+
+// start runs a connection in its own goroutine. The caller has taken a
+// handshake slot for it.
+func (s *Server) start(nc net.Conn) {
+	c, err := s.addConn(nc)
+	if err != nil {
+		<-s.handshakes
+		_ = nc.Close()
+		return
+	}
+	go func() { _ = s.run(c) }()
+}
+
+// ServeConn serves one connection that was made elsewhere (a socket pair, an
+// inherited descriptor) and returns when it has ended. It closes nc. The error
+// is nil if the client took its leave properly.
+func (s *Server) ServeConn(nc net.Conn) error {
+	select {
+	case s.handshakes <- struct{}{}:
+	case <-s.stop:
+		_ = nc.Close()
+		return ErrServerClosed
+	}
+	c, err := s.addConn(nc)
+	if err != nil {
+		<-s.handshakes
+		_ = nc.Close()
+		return err
+	}
+	return s.run(c)
+}
+
+// run is a connection's life: negotiation, transmission, end. It gives back
+// the handshake slot.
+func (s *Server) run(c *conn) error {
+	defer s.removeConn(c)
+	defer func() { _ = c.nc.Close() }()
+	ses, err := s.negotiate(c.nc)
+	<-s.handshakes
+	if err != nil {
+		if errors.Is(err, errEnd) {
+			return nil
+		}
+		c.log.Debug("negotiation failed", "error", err)
+		return err
+	}
+	defer ses.open.release()
+	c.log = c.log.With("export", ses.open.export.Name)
+	if !s.beginTransmission(c) {
+		return ErrServerClosed
+	}
+	c.log.Debug("transmission begins", "structured", ses.structured)
+	err = c.transmit(ses)
+	c.log.Debug("transmission ended", "error", err)
+	return err
+}
+
+// Shutdown stops accepting, lets every connection finish the requests it has
+// received, and disconnects. When ctx ends first, the rest is cut off and
+// Shutdown returns ctx's error; a device call that never returns then still
+// holds its goroutine.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.mu.Lock()
+	if !s.closed {
+		s.closed = true
+		close(s.stop)
+		for ln := range s.listeners {
+			_ = ln.Close()
+		}
+		for c := range s.conns {
+			c.sayGoodbye()
+		}
+		s.checkEmptyLocked()
+	}
+	s.mu.Unlock()
+	select {
+	case <-s.empty:
+		return nil
+	case <-ctx.Done():
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		c.cut(ErrServerClosed)
+	}
+	return ctx.Err()
+}
+
+// closing says whether Shutdown began.
+func (s *Server) closing() bool {
+	select {
+	case <-s.stop:
+		return true
+	default:
+		return false
+	}
+}
+
+func (s *Server) addListener(ln net.Listener) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	s.listeners[ln] = struct{}{}
+	return true
+}
+
+func (s *Server) removeListener(ln net.Listener) {
+	_ = ln.Close()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.listeners, ln)
+}
+
+// addConn makes nc known and starts its negotiation's clock.
+func (s *Server) addConn(nc net.Conn) (*conn, error) {
+	tune(nc)
+	c := newConn(s, nc)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.closed:
+		return nil, ErrServerClosed
+	case len(s.conns) >= s.cfg.MaxConns:
+		s.cfg.Log.Warn("too many connections", "limit", s.cfg.MaxConns)
+		return nil, errors.New("nbdsrv: too many connections")
+	}
+	if err := nc.SetDeadline(time.Now().Add(s.cfg.HandshakeTimeout)); err != nil {
+		return nil, err
+	}
+	s.conns[c] = struct{}{}
+	return c, nil
+}
+
+func (s *Server) removeConn(c *conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.conns, c)
+	s.checkEmptyLocked()
+}
+
+func (s *Server) checkEmptyLocked() {
+	if s.closed && len(s.conns) == 0 {
+		select {
+		case <-s.empty:
+		default:
+			close(s.empty)
+		}
+	}
+}
+
+// beginTransmission lifts the negotiation's deadline; an idle client may stay
+// for ever. It fails if Shutdown was quicker.
+func (s *Server) beginTransmission(c *conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	c.transmitting = true
+	return c.nc.SetDeadline(time.Time{}) == nil
+}
+
+// tune sets what a request-reply protocol wants of a socket ("Protocol
+// phases": TCP_NODELAY).
+func tune(nc net.Conn) {
+	switch nc := nc.(type) {
+	case *net.TCPConn:
+		_ = nc.SetNoDelay(true)
+	case *net.UnixConn:
+		_ = nc.SetReadBuffer(unixSocketBuffer)
+		_ = nc.SetWriteBuffer(unixSocketBuffer)
+	}
+}
+
+// peer is how the log names the other side.
+func peer(nc net.Conn) slog.Attr {
+	if a := nc.RemoteAddr(); a != nil && a.String() != "" {
+		return slog.String("peer", a.String())
+	}
+	return slog.String("peer", "local")
+}

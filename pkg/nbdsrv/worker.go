@@ -1,0 +1,244 @@
+package nbdsrv
+
+import (
+	"encoding/binary"
+)
+
+// dispatch makes a task of r, with n bytes of buffer, for a worker.
+func (c *conn) dispatch(r request, n int) error {
+	t, err := c.admit(r, n)
+	if err != nil {
+		return err
+	}
+	if r.cmd == cmdFlush {
+		c.enqueueSync(t)
+	} else {
+		c.enqueue(t)
+	}
+	return nil
+}
+
+// dispatchSync makes a task of r for the next Flush.
+func (c *conn) dispatchSync(r request) error {
+	t, err := c.admit(r, 0)
+	if err != nil {
+		return err
+	}
+	c.enqueueSync(t)
+	return nil
+}
+
+// enqueue hands t to the connection's workers, of which there are as many as
+// there is work for, up to ConnWorkers.
+func (c *conn) enqueue(t *task) {
+	c.mu.Lock()
+	c.queue.push(t)
+	start := c.workers < c.srv.cfg.ConnWorkers
+	if start {
+		c.workers++
+	}
+	c.mu.Unlock()
+	if start {
+		go c.workFn()
+	}
+}
+
+// work is a worker: it runs tasks until none is left.
+func (c *conn) work() {
+	for {
+		c.mu.Lock()
+		t := c.queue.pop()
+		if t == nil {
+			c.workers--
+			c.change.Broadcast()
+			c.mu.Unlock()
+			return
+		}
+		c.mu.Unlock()
+		c.runTask(t)
+	}
+}
+
+// runTask carries out one task. A task of a dead connection that has not begun
+// is dropped: its client may have sent the request again elsewhere.
+func (c *conn) runTask(t *task) {
+	if c.dead.Load() {
+		c.drop(t)
+		return
+	}
+	c.srv.slots <- struct{}{}
+	n, err := c.execute(t)
+	<-c.srv.slots
+	if err == nil && t.r.flags&cmdFlagFUA != 0 && t.r.cmd != cmdRead && t.r.cmd != cmdCache && t.r.cmd != cmdBlockStatus {
+		c.enqueueSync(t)
+		return
+	}
+	if n > 0 {
+		c.settleStatus(t, n)
+	} else {
+		c.settle(t, err)
+	}
+	c.complete(t)
+}
+
+// execute calls the device and may wait for it. n is the length of a
+// BLOCK_STATUS payload.
+func (c *conn) execute(t *task) (n int, err error) {
+	off, length := int64(t.r.offset), int64(t.r.length)
+	switch t.r.cmd {
+	case cmdRead:
+		return 0, c.dev.ReadAt(t.buf.payload(int(length)), off, false)
+	case cmdWrite:
+		return 0, c.dev.WriteAt(t.buf.payload(int(length)), off, false)
+	case cmdTrim:
+		return 0, c.dev.TrimAt(off, length)
+	case cmdWriteZeroes:
+		return 0, c.dev.ZeroAt(off, length, t.r.flags&cmdFlagNoHole != 0)
+	case cmdCache:
+		return 0, c.dev.Prefetch(off, length)
+	default:
+		return c.blockStatus(t)
+	}
+}
+
+// settle makes t's reply from the device's answer.
+func (c *conn) settle(t *task, err error) {
+	switch {
+	case err != nil:
+		t.reply = t.small[:c.putFailure(t.small[:], t.r, c.deviceFailed(err, t.r))]
+	case t.r.cmd == cmdRead:
+		hdr := c.readHeaderLen()
+		t.reply = t.buf.b[bufferFront-hdr : bufferFront+int(t.r.length)]
+		c.putReadHeader(t.reply, t.r)
+	default:
+		t.reply = t.small[:c.putEmpty(t.small[:], t.r)]
+	}
+}
+
+// complete hands t to whoever sends next, if need be to the caller.
+func (c *conn) complete(t *task) {
+	c.mu.Lock()
+	c.done.push(t)
+	c.mu.Unlock()
+	c.pump()
+}
+
+// enqueueSync makes t wait for a Flush that begins after this call. All that
+// wait on a connection share the next one.
+func (c *conn) enqueueSync(t *task) {
+	c.mu.Lock()
+	c.syncing.push(t)
+	start := !c.flushing
+	c.flushing = true
+	c.mu.Unlock()
+	if start {
+		go c.syncFn()
+	}
+}
+
+// sync flushes the device as long as tasks wait for it. A Flush that failed
+// once is never tried again: what it lost stays lost, and a later success
+// would hide it.
+func (c *conn) sync() {
+	for {
+		c.mu.Lock()
+		list, err := c.syncing.take(), c.syncErr
+		if list.head == nil {
+			c.flushing = false
+			c.change.Broadcast()
+			c.mu.Unlock()
+			return
+		}
+		c.mu.Unlock()
+		if err == nil {
+			err = c.dev.Flush()
+		}
+		for t := list.head; t != nil; t = t.next {
+			c.settle(t, err)
+		}
+		c.mu.Lock()
+		c.syncErr = err
+		for t := list.pop(); t != nil; t = list.pop() {
+			c.done.push(t)
+		}
+		c.mu.Unlock()
+		c.pump()
+	}
+}
+
+// deviceFailed notes a device's error and describes it to the client.
+func (c *conn) deviceFailed(err error, r request) *failure {
+	f := deviceFailure(err, r)
+	c.log.Error("request failed", "command", r.cmd, "offset", r.offset, "length", r.length, "error", err)
+	return f
+}
+
+// maxExtents is how many runs a BLOCK_STATUS reply tells of at most.
+const maxExtents = (inlineMax - 4) / blockStatusEntry
+
+// blockStatusSize is the buffer for a BLOCK_STATUS reply.
+func blockStatusSize(r request) int {
+	if r.flags&cmdFlagReqOne != 0 {
+		return 4 + blockStatusEntry
+	}
+	return inlineMax
+}
+
+// blockStatus fills t's buffer with the payload of a BLOCK_STATUS chunk:
+// neighbours of the same state in one entry, none past the request.
+func (c *conn) blockStatus(t *task) (n int, err error) {
+	limit := maxExtents
+	if t.r.flags&cmdFlagReqOne != 0 {
+		limit = 1
+	}
+	p := t.buf.b[bufferFront:]
+	binary.BigEndian.PutUint32(p, baseAllocationID)
+	n = 4
+	left := int64(t.r.length)
+	last, run := uint32(0), int64(0)
+	put := func() {
+		binary.BigEndian.PutUint32(p[n:], uint32(run))
+		binary.BigEndian.PutUint32(p[n+4:], last)
+		n += blockStatusEntry
+	}
+	err = c.dev.Status(int64(t.r.offset), left, func(length int64, hole, zero bool) bool {
+		length = min(length, left)
+		if length <= 0 {
+			return left > 0
+		}
+		state := uint32(0)
+		if hole {
+			state |= stateHole
+		}
+		if zero {
+			state |= stateZero
+		}
+		if run > 0 && state != last {
+			put()
+			run = 0
+			if limit--; limit == 0 {
+				return false
+			}
+		}
+		last = state
+		run += length
+		left -= length
+		return left > 0
+	})
+	switch {
+	case err != nil:
+		return 0, err
+	case run > 0:
+		put()
+	case n == 4: // The device said nothing: then it is data.
+		run = left
+		put()
+	}
+	return n, nil
+}
+
+// settleStatus makes t's reply of the n bytes that blockStatus left.
+func (c *conn) settleStatus(t *task, n int) {
+	t.reply = t.buf.b[bufferFront-chunkHeaderLen : bufferFront+n]
+	putChunkHeader(t.reply, chunkBlockStatus, t.r.cookie, uint32(n))
+}
