@@ -128,6 +128,23 @@ func (f *Files) Acquire(no layout.SegmentNo) (*Segment, error) {
 	return s, nil
 }
 
+// Usage is the length of a segment's file and the space it takes, in bytes.
+func (f *Files) Usage(no layout.SegmentNo) (size, allocated int64, err error) {
+	s, err := f.Acquire(no)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer s.Release()
+	file, err := f.File(s)
+	if err != nil {
+		return 0, 0, err
+	}
+	if size, err = file.Size(); err == nil {
+		allocated, err = file.Allocated()
+	}
+	return size, allocated, err
+}
+
 // Release gives a segment back.
 func (s *Segment) Release() {
 	if s.refs.Add(-1) == 0 && s.gone.Load() {

@@ -37,7 +37,6 @@ type Writer struct {
 	opsSize     int
 	ordinal     uint16
 	checkpoint  layout.Seq
-	nextNo      layout.SegmentNo
 	record      []byte
 	err         error
 }
@@ -51,10 +50,10 @@ type appendSegment struct {
 	file   vfs.File
 }
 
-// NewWriter returns a writer that continues the log behind tail. nextNo is a
-// segment number above all ever used. Nothing is written before Begin.
-func NewWriter(files *Files, vol layout.VolumeID, sign layout.Signer, tail layout.Position, checkpoint layout.Seq, nextNo layout.SegmentNo) *Writer {
-	return &Writer{files: files, vol: vol, sign: sign, tail: tail, checkpoint: checkpoint, nextNo: nextNo}
+// NewWriter returns a writer that continues the log behind tail. Nothing is
+// written before Begin.
+func NewWriter(files *Files, vol layout.VolumeID, sign layout.Signer, tail layout.Position, checkpoint layout.Seq) *Writer {
+	return &Writer{files: files, vol: vol, sign: sign, tail: tail, checkpoint: checkpoint}
 }
 
 // Tail is the last durable record.
@@ -62,9 +61,6 @@ func (w *Writer) Tail() layout.Position { return w.tail }
 
 // Seq is the sequence of the open commit.
 func (w *Writer) Seq() layout.Seq { return w.tail.Seq + 1 }
-
-// NextSegment is the lowest unused segment number.
-func (w *Writer) NextSegment() layout.SegmentNo { return w.nextNo }
 
 // SetCheckpoint notes the last durable checkpoint, which later records name.
 func (w *Writer) SetCheckpoint(seq layout.Seq) { w.checkpoint = seq }
@@ -81,6 +77,14 @@ func (w *Writer) Current() layout.SegmentNo {
 		return 0
 	}
 	return w.cur.no
+}
+
+// Class is the class of the current segment; 0 before Begin.
+func (w *Writer) Class() uint8 {
+	if w.cur == nil {
+		return 0
+	}
+	return w.cur.class
 }
 
 // Prepared is the segment named next; 0 if there is none.
@@ -106,20 +110,18 @@ func (w *Writer) Capacity() int {
 // NeedsSegment says that no further segment is prepared.
 func (w *Writer) NeedsSegment() bool { return w.next == nil }
 
-// AddSegment makes a segment of 1<<class blocks and keeps it ready. ENOSPC is
-// returned as it is, and harms nothing.
-func (w *Writer) AddSegment(class uint8) error {
+// AddSegment makes segment no, a number above all ever used, of 1<<class
+// blocks and keeps it ready. ENOSPC is returned as it is, and harms nothing.
+func (w *Writer) AddSegment(no layout.SegmentNo, class uint8) error {
 	if w.err != nil {
 		return w.err
 	}
 	if w.next != nil {
 		return nil
 	}
-	no := w.nextNo
 	if err := w.files.Create(no, class); err != nil {
 		return fmt.Errorf("create segment %d: %w", no, err)
 	}
-	w.nextNo++
 	seg, err := w.files.Acquire(no)
 	if err != nil {
 		return err
@@ -142,7 +144,7 @@ func (w *Writer) Begin(incarnation [16]byte, size uint64) error {
 	}
 	w.incarnation = incarnation
 	w.cur, w.next = w.next, nil
-	return w.commit(layout.RecordContinue, size, false)
+	return w.commit(layout.RecordContinue, size)
 }
 
 // recordBlocks is the size in blocks of the open commit's record with extra
@@ -207,23 +209,20 @@ func (w *Writer) add(op layout.Op) {
 // Empty says that the open commit has no operations.
 func (w *Writer) Empty() bool { return len(w.ops) == 0 }
 
-// Full says that the open commit should be closed.
-func (w *Writer) Full() bool { return w.cur != nil && w.Room() == 0 }
-
 // Commit writes the open commit's record and makes it and its data durable
 // with one fdatasync. size is the volume's size after it. If the segment is
-// nearly full the record names the prepared one, to which the log then moves;
-// without one the error is ENOSPC-free: the caller keeps one prepared.
+// full the record names the prepared one, to which the log then moves; the
+// caller sees to it that there is one before Room ends.
 func (w *Writer) Commit(size uint64) error {
 	if w.err != nil {
 		return w.err
 	}
-	return w.commit(layout.RecordCommit, size, w.Room() == 0)
+	return w.commit(layout.RecordCommit, size)
 }
 
-func (w *Writer) commit(t layout.RecordType, size uint64, full bool) error {
+func (w *Writer) commit(t layout.RecordType, size uint64) error {
 	end := w.cur.pos + uint32(w.recordBlocks(0))
-	last := (full || w.cur.blocks-end < switchBelow) && t == layout.RecordCommit
+	last := w.cur.blocks-end < switchBelow
 	r := layout.Record{
 		Type: t, Last: last, Volume: w.vol, Segment: w.cur.no, Start: w.start, Block: w.cur.pos,
 		Seq: w.Seq(), Synced: w.tail.Seq, Checkpoint: w.checkpoint,

@@ -1,0 +1,316 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sort"
+
+	"github.com/fsximg/fsx/pkg/layout"
+	"github.com/fsximg/fsx/pkg/layout/maptree"
+)
+
+var backgroundContext = context.Background()
+
+// CheckOptions say how a check goes.
+type CheckOptions struct {
+	// Progress, if not nil, is told the bytes checked so far and in all.
+	Progress func(done, total int64)
+	// MaxProblems bounds the list; 0 is 1000.
+	MaxProblems int
+}
+
+// Report is what a check found.
+type Report struct {
+	Volumes  []VolumeReport
+	Problems []Problem
+	More     int // problems not listed
+}
+
+// Clean says that nothing is wrong.
+func (r *Report) Clean() bool { return len(r.Problems) == 0 }
+
+// VolumeReport says what was checked of a volume.
+type VolumeReport struct {
+	Name     string
+	Blocks   uint64 // mapped to data
+	Verified uint64 // whose tag was checked: 0 without a key
+	Leaked   uint64 // blocks accounted as live that nothing points to
+	// Authentic says that the volume was open, so that its head's MAC, its log
+	// and every tag were checked.
+	Authentic bool
+}
+
+// Problem is one thing that is wrong.
+type Problem struct {
+	Volume string
+	Offset int64 // in the volume, bytes; -1 if it is no place in it
+	Length int64
+	Text   string
+}
+
+func (p Problem) String() string {
+	if p.Offset < 0 {
+		return fmt.Sprintf("volume %s: %s", p.Volume, p.Text)
+	}
+	return fmt.Sprintf("volume %s, offset %d, %d bytes: %s", p.Volume, p.Offset, p.Length, p.Text)
+}
+
+type checker struct {
+	s   *Store
+	opt CheckOptions
+	rep *Report
+}
+
+func (c *checker) problem(p Problem) {
+	if n := len(c.rep.Problems); n > 0 && p.Offset >= 0 {
+		last := &c.rep.Problems[n-1]
+		if last.Volume == p.Volume && last.Text == p.Text && last.Offset >= 0 && last.Offset+last.Length == p.Offset {
+			last.Length += p.Length
+			return
+		}
+	}
+	if len(c.rep.Problems) >= c.opt.MaxProblems {
+		c.rep.More++
+		return
+	}
+	c.rep.Problems = append(c.rep.Problems, p)
+}
+
+// Check verifies the store. Of every volume: that each map node is what its
+// pointer says, and that each block's extent, place and accounting exist. Of
+// open volumes also every tag. What is wrong is in the report; the error is for
+// a check that could not be carried out.
+func (s *Store) Check(ctx context.Context, o CheckOptions) (*Report, error) {
+	if o.MaxProblems == 0 {
+		o.MaxProblems = 1000
+	}
+	c := &checker{s: s, opt: o, rep: &Report{}}
+	s.mu.Lock()
+	heads := make([]layout.Head, 0, len(s.heads))
+	open := map[layout.VolumeID]*Volume{}
+	for id, h := range s.heads {
+		heads = append(heads, h)
+		if v := s.volumes[id]; v != nil {
+			open[id] = v
+		}
+	}
+	s.mu.Unlock()
+	sort.Slice(heads, func(i, j int) bool { return heads[i].Name < heads[j].Name })
+	if err := c.strayVolumes(heads); err != nil {
+		return nil, err
+	}
+	for _, h := range heads {
+		if err := c.volume(ctx, h, open[h.Volume]); err != nil {
+			return c.rep, err
+		}
+	}
+	return c.rep, nil
+}
+
+// strayVolumes looks for volumes that have a bag or files but no head: an index
+// that lost them.
+func (c *checker) strayVolumes(heads []layout.Head) error {
+	known := map[layout.UUID]bool{}
+	for _, h := range heads {
+		known[h.UUID] = true
+	}
+	for _, b := range c.s.keyring.Bags() {
+		if !known[layout.UUID(b.Volume)] {
+			c.problem(Problem{Volume: layout.UUID(b.Volume).String(), Offset: -1, Text: "the keyring knows this volume, but the index has no head for it"})
+		}
+	}
+	return nil
+}
+
+func (c *checker) volume(ctx context.Context, h layout.Head, v *Volume) error {
+	r := VolumeReport{Name: h.Name}
+	root, record, upTo := h.Root, recordOf(c.s.indexRecord), h.Log.Seq
+	if v != nil {
+		if !v.ro {
+			if err := v.Checkpoint(ctx); err != nil {
+				return err
+			}
+		}
+		v.mu.RLock()
+		root, record, upTo = v.root, v.extentRecord, v.head.Log.Seq
+		v.mu.RUnlock()
+		r.Authentic = true
+	}
+	segs, err := c.s.segmentRecords(h.Volume, upTo)
+	if err != nil {
+		return err
+	}
+	m := &mapCheck{checker: c, name: h.Name, id: h.Volume, record: record, segs: segs, reached: map[layout.SegmentNo][]byte{}}
+	if err := m.run(ctx, root); err != nil {
+		return err
+	}
+	r.Blocks, r.Leaked = m.blocks, m.accounts(v == nil || v.ro)
+	if v != nil {
+		if r.Verified, err = c.tags(ctx, v, int64(m.blocks)*blockSize); err != nil {
+			return err
+		}
+	}
+	c.rep.Volumes = append(c.rep.Volumes, r)
+	return nil
+}
+
+// mapCheck walks one map.
+type mapCheck struct {
+	*checker
+	name    string
+	id      layout.VolumeID
+	record  recordOf
+	segs    map[layout.SegmentNo]*layout.SegmentRecord
+	reached map[layout.SegmentNo][]byte // bitmaps of blocks that the map points to
+	blocks  uint64
+	last    extentName
+	rec     layout.ExtentRecord
+}
+
+func (m *mapCheck) run(ctx context.Context, root layout.Root) error {
+	return m.s.tree.Verify(ctx, root, maptree.VerifyOptions{
+		Ref: m.ref,
+		Damage: func(e *maptree.NodeError) error {
+			blocks := int64(1) << maptree.Shift(e.Level)
+			m.problem(Problem{m.name, int64(e.Index) * blocks * blockSize, blocks * blockSize, "map node is missing or altered"})
+			return nil
+		},
+	})
+}
+
+func (m *mapCheck) ref(b layout.BlockNo, ref *layout.BlockRef) error {
+	m.blocks++
+	if name := (extentName{ref.Owner, ref.Extent}); name != m.last {
+		rec, err := m.record(ref.Owner, ref.Extent)
+		if errors.Is(err, ErrDamaged) {
+			m.problem(Problem{m.name, int64(b) * blockSize, blockSize, "extent record is missing or altered"})
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		m.last, m.rec = name, rec
+	}
+	at, ok := m.rec.BlockAt(ref.Index)
+	if !ok {
+		m.problem(Problem{m.name, int64(b) * blockSize, blockSize, "block is not in its extent"})
+		return nil
+	}
+	if ref.Owner != m.id {
+		return nil // accounted for by its owner
+	}
+	seg := m.segs[m.rec.Segment]
+	if seg == nil || at >= seg.Used {
+		m.problem(Problem{m.name, int64(b) * blockSize, blockSize, "block's segment is not accounted for"})
+		return nil
+	}
+	bits := m.reached[m.rec.Segment]
+	if bits == nil {
+		bits = make([]byte, len(seg.Live))
+		m.reached[m.rec.Segment] = bits
+	}
+	switch {
+	case seg.Live[at/8]>>(at%8)&1 == 0:
+		m.problem(Problem{m.name, int64(b) * blockSize, blockSize, "block is accounted as dead"})
+	case bits[at/8]>>(at%8)&1 != 0:
+		m.problem(Problem{m.name, int64(b) * blockSize, blockSize, "block is mapped twice"})
+	}
+	bits[at/8] |= 1 << (at % 8)
+	return nil
+}
+
+// accounts counts the blocks that are accounted as live and not reached.
+func (m *mapCheck) accounts(bool) (leaked uint64) {
+	for no, seg := range m.segs {
+		live := countBits(seg.Live)
+		leaked += uint64(live) - uint64(countBits(m.reached[no]))
+	}
+	return leaked
+}
+
+// checkChunk is how much is read at a time to verify tags.
+const checkChunk = 1 << 20
+
+// tags reads every block that holds data.
+func (c *checker) tags(ctx context.Context, v *Volume, total int64) (verified uint64, err error) {
+	buf := make([]byte, checkChunk, checkChunk+slack)
+	done := int64(0)
+	var runs []Run
+	for off := int64(0); off < v.size; {
+		runs = runs[:0]
+		next := v.size
+		err := v.Status(off, min(v.size-off, 1<<36), func(n int64, _, zero bool) bool {
+			if !zero {
+				runs = append(runs, Run{Start: off, Length: n})
+			}
+			off += n
+			next = off
+			return len(runs) < 1024
+		})
+		if err != nil {
+			var be *BlockError
+			if errors.As(err, &be) && errors.Is(err, maptree.ErrDamaged) {
+				off = be.At + maptree.LeafBlocks*blockSize // reported by the structural check
+				continue
+			}
+			return verified, err
+		}
+		off = next
+		for _, r := range runs {
+			n, err := c.readRun(ctx, v, buf, r, &done, total)
+			verified += n
+			if err != nil {
+				return verified, err
+			}
+		}
+	}
+	return verified, nil
+}
+
+func (c *checker) readRun(ctx context.Context, v *Volume, buf []byte, r Run, done *int64, total int64) (verified uint64, err error) {
+	for r.Length > 0 {
+		if err := ctx.Err(); err != nil {
+			return verified, err
+		}
+		n := min(r.Length, checkChunk)
+		if err := v.ReadAt(buf[:n], r.Start, false); err == nil {
+			verified += uint64(n+blockSize-1) / blockSize
+		} else {
+			verified += c.blockByBlock(v, buf, r.Start, n)
+		}
+		r.Start, r.Length = r.Start+n, r.Length-n
+		*done += n
+		if c.opt.Progress != nil {
+			c.opt.Progress(*done, max(total, *done))
+		}
+	}
+	return verified, nil
+}
+
+// blockByBlock finds out which blocks of a range cannot be read.
+func (c *checker) blockByBlock(v *Volume, buf []byte, off, n int64) (verified uint64) {
+	for end := off + n; off < end; off += blockSize {
+		m := min(blockSize, end-off)
+		err := v.ReadAt(buf[:m], off, false)
+		if err == nil {
+			verified++
+			continue
+		}
+		text := "cannot be read: " + err.Error()
+		var be *BlockError
+		if errors.As(err, &be) {
+			text = be.Err.Error()
+		}
+		c.problem(Problem{v.name, off, m, text})
+	}
+	return verified
+}
+
+// mapDamage makes damage of the map an ErrDamaged.
+func mapDamage(err error) error {
+	if errors.Is(err, maptree.ErrDamaged) && !errors.Is(err, ErrDamaged) {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return err
+}

@@ -1,0 +1,320 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/fsximg/fsx/pkg/crypt"
+	"github.com/fsximg/fsx/pkg/layout"
+	"github.com/fsximg/fsx/pkg/layout/maptree"
+	"github.com/fsximg/fsx/pkg/layout/metadb"
+)
+
+func (v *Volume) signHead(parts ...[]byte) [32]byte {
+	return v.auth.MAC(crypt.PurposeHead, parts...)
+}
+
+// maintain is the goroutine that checkpoints and compacts when asked to.
+func (v *Volume) maintain() {
+	defer close(v.mainDone)
+	for {
+		select {
+		case <-v.maint:
+		case <-v.stop:
+			return
+		}
+		v.mu.RLock()
+		due := v.overlay.weight() > overlayLimit || v.logBytes > logLimit || v.ckpt != nil
+		v.mu.RUnlock()
+		if !due {
+			continue
+		}
+		err := v.Checkpoint(context.Background())
+		if err == nil {
+			err = v.compactSome(context.Background(), false)
+		}
+		if err != nil {
+			v.log.Error("checkpoint failed; the log keeps everything", "volume", v.name, "err", err)
+			// The writers that wait for it go on until the log's limits; the next
+			// attempt is due with the next write.
+			select {
+			case <-time.After(time.Second):
+			case <-v.stop:
+				return
+			}
+			v.kickUpkeep()
+		}
+	}
+}
+
+// Checkpoint commits everything and moves the log's mappings into the map
+// tree. When it fails the log still has everything.
+func (v *Volume) Checkpoint(ctx context.Context) error {
+	v.upkeep.Lock()
+	defer v.upkeep.Unlock()
+	return v.checkpointLocked(ctx, false)
+}
+
+func (v *Volume) checkpointLocked(ctx context.Context, clean bool) error {
+	state, err := v.takeOverlay()
+	if err != nil {
+		return err
+	}
+	if state.overlay == nil && !clean {
+		return nil
+	}
+	began := time.Now()
+	c := &checkpoint{v: v, state: state, ch: v.newChanges(), clean: clean}
+	if err := c.run(ctx); err != nil {
+		return fmt.Errorf("checkpoint of volume %s: %w", v.name, err)
+	}
+	v.stats.checkpoints.Add(1)
+	v.log.Debug("checkpoint", "volume", v.name, "seq", state.at.Seq, "nodes", c.stats.Written, "took", time.Since(began))
+	return nil
+}
+
+// takeOverlay has the log's goroutine commit and hand the overlay over. An
+// overlay left by a failed checkpoint is taken first.
+func (v *Volume) takeOverlay() (frozenState, error) {
+	v.mu.Lock()
+	if v.ckpt != nil {
+		s := frozenState{overlay: v.ckpt, at: v.ckptAt}
+		v.mu.Unlock()
+		return s, nil
+	}
+	if v.failed != nil {
+		defer v.mu.Unlock()
+		return frozenState{}, v.failed
+	}
+	ch := make(chan frozenState, 1)
+	v.freeze = ch
+	v.mu.Unlock()
+	v.kick()
+	s := <-ch
+	return s, s.err
+}
+
+// checkpoint moves one frozen overlay into the tree. The order is I1 and I3:
+// everything new under keys that the durable head does not reach, then the
+// head in one transaction, and only then is anything freed.
+type checkpoint struct {
+	v        *Volume
+	state    frozenState
+	ch       *changes
+	clean    bool
+	stats    maptree.Stats
+	obsolete [][]byte
+}
+
+func (c *checkpoint) run(ctx context.Context) error {
+	v := c.v
+	batch := v.store.db.NewBatch()
+	defer batch.Cancel()
+	v.mu.RLock()
+	root, head := v.root, v.head
+	v.mu.RUnlock()
+
+	if o := c.state.overlay; o != nil {
+		for no, u := range o.segs {
+			if err := c.ch.born(no, u); err != nil {
+				return err
+			}
+		}
+		var err error
+		root, c.stats, err = v.store.tree.Update(ctx, maptree.UpdateOptions{
+			Volume: v.id, Epoch: head.NewestSnapshot, Root: root, Blocks: v.blocks(), Obsolete: c.addObsolete,
+		}, newOverlayChanges(v.id, o), batch, c.dead)
+		if err != nil {
+			return err
+		}
+		if err := c.writeExtents(batch); err != nil {
+			return err
+		}
+		if err := c.ch.write(batch, c.state.at.Seq); err != nil {
+			return err
+		}
+	}
+	if err := batch.Flush(); err != nil {
+		return err
+	}
+
+	head.Log = c.state.at
+	head.Root = root
+	head.Size = uint64(v.size)
+	head.NextSegment = layout.SegmentNo(v.nextSegment.Load())
+	head.Clean = c.clean
+	head.Epoch++
+	if err := v.store.db.Update(func(tx *metadb.Txn) error {
+		return tx.Set(layout.HeadKey(v.id), head.Encode(v.signHead))
+	}); err != nil {
+		return err
+	}
+	c.finish(root, head)
+	return c.release()
+}
+
+// dead takes a block that the new map does not point to any more. It is freed
+// if no snapshot can need it.
+func (c *checkpoint) dead(ref layout.BlockRef) error {
+	if ref.Owner != c.v.id || ref.Extent.Birth() <= c.v.head.NewestSnapshot {
+		return nil
+	}
+	return c.ch.died(ref)
+}
+
+func (c *checkpoint) addObsolete(key []byte) error {
+	c.obsolete = append(c.obsolete, append([]byte(nil), key...))
+	return nil
+}
+
+// writeExtents stores the records of extents that still have a live block.
+func (c *checkpoint) writeExtents(batch *metadb.Batch) error {
+	var key, val []byte
+	for id, rec := range c.state.overlay.extents {
+		s := c.ch.m[rec.Segment]
+		alive := false
+		for at := rec.Offset; at < rec.Offset+uint32(rec.Blocks) && !alive; at++ {
+			alive = s.rec.Live[at/8]>>(at%8)&1 != 0
+		}
+		if !alive {
+			continue
+		}
+		key, val = layout.AppendExtentKey(key[:0], c.v.id, id), rec.Append(val[:0])
+		if err := batch.Set(key, val); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// finish makes the new tree the one that readers descend.
+func (c *checkpoint) finish(root maptree.Root, head layout.Head) {
+	v := c.v
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.root, v.head = root, head
+	v.gen++
+	if v.ckpt != nil {
+		v.ckpt.free()
+		v.ckpt = nil
+	}
+	c.ch.apply()
+	v.changed.Broadcast()
+}
+
+// release frees what the durable head does not need.
+func (c *checkpoint) release() error {
+	v := c.v
+	if len(c.obsolete) > 0 {
+		batch := v.store.db.NewBatch()
+		defer batch.Cancel()
+		for _, key := range c.obsolete {
+			if err := batch.Delete(key); err != nil {
+				return err
+			}
+		}
+		if err := batch.Flush(); err != nil {
+			return err
+		}
+	}
+	if err := c.ch.punch(v.sealed); err != nil {
+		return err
+	}
+	return v.retireDead()
+}
+
+// sealed says that the log will not write to a segment any more and does not
+// need it for recovery.
+func (v *Volume) sealed(no layout.SegmentNo) bool {
+	info, ok := v.space.get(no)
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return ok && info.last <= v.head.Log.Seq && no != v.head.Log.Segment && no != v.current
+}
+
+// retireDead removes segments without a live block, with their extents'
+// records.
+func (v *Volume) retireDead() error {
+	dead := v.space.choose(func(_ layout.SegmentNo, s segmentInfo) bool { return s.live == 0 })
+	var errs error
+	for _, no := range dead {
+		if !v.sealed(no) {
+			continue
+		}
+		if err := v.retire(no); err != nil {
+			errs = errors.Join(errs, err)
+		}
+	}
+	return errs
+}
+
+func (v *Volume) retire(no layout.SegmentNo) error {
+	info, _ := v.space.get(no)
+	rec, err := v.segmentRecord(no, info.slot)
+	if err != nil {
+		return err
+	}
+	batch := v.store.db.NewBatch()
+	defer batch.Cancel()
+	err = v.eachExtent(no, rec, func(id layout.ExtentID, _ layout.ExtentRecord) error {
+		v.cache.drop(extentName{v.id, id})
+		return batch.Delete(layout.ExtentKey(v.id, id))
+	})
+	if err != nil {
+		return err
+	}
+	for slot := range uint8(2) {
+		if err := batch.Delete(layout.SegmentKey(v.id, no, slot)); err != nil {
+			return err
+		}
+	}
+	if err := batch.Flush(); err != nil {
+		return err
+	}
+	v.space.remove(no)
+	full := !rec.Punched && rec.Kind == layout.SegmentLog && rec.Used > 1<<rec.Class*3/4
+	return v.files.Retire(no, rec.Class, full && !v.store.crowded())
+}
+
+// eachExtent calls fn with the extents that lie in a segment.
+func (v *Volume) eachExtent(no layout.SegmentNo, rec *layout.SegmentRecord, fn func(layout.ExtentID, layout.ExtentRecord) error) error {
+	if rec.Kind == layout.SegmentCompacted {
+		for _, id := range rec.Extents {
+			x, err := v.extentRecord(v.id, id)
+			if errors.Is(err, ErrDamaged) {
+				continue
+			}
+			if err == nil && x.Segment == no {
+				err = fn(id, x)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	from := layout.ExtentKey(v.id, layout.NewExtentID(rec.First, 0))
+	err := v.store.db.ScanKeys(layout.ExtentPrefix(v.id), from, func(key []byte) error {
+		_, id, ok := layout.ExtentOfKey(key)
+		if !ok || id.Birth() > rec.Last {
+			return errStop
+		}
+		x, err := v.extentRecord(v.id, id)
+		if errors.Is(err, ErrDamaged) || err == nil && x.Segment != no {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return fn(id, x)
+	})
+	if errors.Is(err, errStop) {
+		return nil
+	}
+	return err
+}
+
+// errStop ends a scan early.
+var errStop = errors.New("stop")

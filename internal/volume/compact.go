@@ -1,0 +1,251 @@
+package volume
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/fsximg/fsx/pkg/layout"
+	"github.com/fsximg/fsx/pkg/layout/metadb"
+	"github.com/fsximg/fsx/pkg/layout/seglog"
+)
+
+// amplification: compaction begins when dead blocks exceed the live ones by
+// this many blocks (256 MiB), or when the disk is short of space.
+const compactSlack = 64 << 10
+
+// compactSome moves the live blocks out of segments that are mostly dead, if
+// there is enough to gain; all, until there is nothing to gain at all. The
+// caller holds upkeep.
+func (v *Volume) compactSome(ctx context.Context, all bool) error {
+	v.upkeep.Lock()
+	defer v.upkeep.Unlock()
+	return v.compactLocked(ctx, all)
+}
+
+func (v *Volume) compactLocked(ctx context.Context, all bool) error {
+	for {
+		live, used, _ := v.space.totals()
+		if !all && !v.store.crowded() && used < 2*live+compactSlack {
+			return nil
+		}
+		victims := v.victims(all)
+		if len(victims) == 0 {
+			return nil
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := v.compactSegments(victims); err != nil {
+			return fmt.Errorf("compact volume %s: %w", v.name, err)
+		}
+	}
+}
+
+// victims are the emptiest sealed segments under half live that together fill
+// at most one segment.
+func (v *Volume) victims(all bool) []layout.SegmentNo {
+	live := map[layout.SegmentNo]uint32{}
+	l := v.space.choose(func(no layout.SegmentNo, s segmentInfo) bool {
+		live[no] = s.live
+		if s.punched && !all {
+			return false // its dead blocks went back already
+		}
+		return s.live > 0 && s.live < s.used/2
+	})
+	l = slices.DeleteFunc(l, func(no layout.SegmentNo) bool { return !v.sealed(no) })
+	slices.SortFunc(l, func(a, b layout.SegmentNo) int { return int(live[a]) - int(live[b]) })
+	total := uint32(0)
+	for i, no := range l {
+		total += live[no]
+		if total > 1<<seglog.MaxClass {
+			return l[:i]
+		}
+	}
+	return l
+}
+
+// move copies an extent's live blocks into a compacted segment.
+type move struct {
+	id  layout.ExtentID
+	rec layout.ExtentRecord
+}
+
+// compactSegments copies what lives in the victims into one new segment,
+// verbatim: no key is needed, since what a block is authenticated with does
+// not name its place. A block is in both places until the new one is durable
+// and the extents' records point to it.
+func (v *Volume) compactSegments(victims []layout.SegmentNo) error {
+	total := uint32(0)
+	for _, no := range victims {
+		info, _ := v.space.get(no)
+		total += info.live
+	}
+	class := uint8(seglog.MinClass)
+	for class < seglog.MaxClass && total > 1<<class {
+		class += 2
+	}
+	dest := layout.SegmentNo(v.nextSegment.Add(1) - 1)
+	if err := v.files.Create(dest, class); err != nil {
+		return err
+	}
+	moves, used, err := v.copyLive(victims, dest)
+	if err != nil {
+		_ = v.files.Retire(dest, class, false)
+		return err
+	}
+	if err := v.repoint(moves, dest, class, used); err != nil {
+		return err // dest stays; a later compaction sorts it out
+	}
+	v.mu.Lock()
+	v.gen++
+	v.mu.Unlock()
+	for _, m := range moves {
+		v.cache.drop(extentName{v.id, m.id})
+	}
+	return v.dropVictims(victims)
+}
+
+func (v *Volume) copyLive(victims []layout.SegmentNo, dest layout.SegmentNo) (moves []move, used uint32, err error) {
+	to, err := v.files.Acquire(dest)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer to.Release()
+	out, err := v.files.File(to)
+	if err != nil {
+		return nil, 0, err
+	}
+	buf := make([]byte, layout.MaxExtentBlocks*blockSize)
+	for _, no := range victims {
+		info, _ := v.space.get(no)
+		rec, err := v.segmentRecord(no, info.slot)
+		if err != nil {
+			return nil, 0, err
+		}
+		err = v.eachExtent(no, rec, func(id layout.ExtentID, x layout.ExtentRecord) error {
+			moved := layout.ExtentRecord{Nonce: x.Nonce, KID: x.KID, Mode: x.Mode, Blocks: x.Blocks, Offset: used, Segment: dest, Partial: true}
+			n := uint32(0)
+			for i := range x.Blocks {
+				at, ok := x.BlockAt(uint8(i))
+				if !ok || int(at/8) >= len(rec.Live) || rec.Live[at/8]>>(at%8)&1 == 0 {
+					continue
+				}
+				if err := v.pread(v.id, no, buf[n*blockSize:(n+1)*blockSize], at, false); err != nil {
+					return err
+				}
+				moved.Present[i/8] |= 1 << (i % 8)
+				n++
+			}
+			if n == 0 {
+				return nil
+			}
+			if moved.Partial = n < uint32(x.Blocks); !moved.Partial {
+				moved.Present = [32]byte{}
+			}
+			if _, err := out.WriteAt(buf[:n*blockSize], int64(used)*blockSize); err != nil {
+				return err
+			}
+			used += n
+			moves = append(moves, move{id, moved})
+			return nil
+		})
+		if err != nil {
+			return nil, 0, err
+		}
+	}
+	// I1: the copy is durable before anything points to it.
+	return moves, used, out.Datasync()
+}
+
+// repoint makes the new segment's record and the extents' new places durable,
+// in that order: a record whose extents do not point to it only wastes space.
+func (v *Volume) repoint(moves []move, dest layout.SegmentNo, class uint8, used uint32) error {
+	v.mu.RLock()
+	seq := v.head.Log.Seq
+	v.mu.RUnlock()
+	rec := &layout.SegmentRecord{Checkpoint: seq, Class: class, Kind: layout.SegmentCompacted, Used: used, Live: make([]byte, (used+7)/8)}
+	for at := range used {
+		rec.Live[at/8] |= 1 << (at % 8)
+	}
+	for _, m := range moves {
+		rec.Extents = append(rec.Extents, m.id)
+	}
+	slices.Sort(rec.Extents)
+	if err := v.store.db.Update(func(tx *metadb.Txn) error {
+		return tx.Set(layout.SegmentKey(v.id, dest, 0), rec.Encode())
+	}); err != nil {
+		return err
+	}
+	v.space.set(dest, infoOf(rec, 0))
+	batch := v.store.db.NewBatch()
+	defer batch.Cancel()
+	for _, m := range moves {
+		if err := batch.Set(layout.ExtentKey(v.id, m.id), m.rec.Append(nil)); err != nil {
+			return err
+		}
+	}
+	return batch.Flush()
+}
+
+// dropVictims retires segments whose live blocks have all moved.
+func (v *Volume) dropVictims(victims []layout.SegmentNo) error {
+	for _, no := range victims {
+		if err := v.retire(no); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// reclaim tries to free log space for a writer that met a full disk.
+func (v *Volume) reclaim() {
+	err := v.Checkpoint(context.Background())
+	if err == nil {
+		v.upkeep.Lock()
+		err = v.compactLocked(context.Background(), false)
+		v.upkeep.Unlock()
+	}
+	if err != nil {
+		v.log.Warn("could not free space", "volume", v.name, "err", err)
+	}
+	_ = v.files.DrainPool()
+}
+
+// CompactReport says what a compaction gave back.
+type CompactReport struct {
+	Before, After int64 // bytes on disk
+}
+
+// Compact moves live blocks out of segments that are mostly dead, in all
+// volumes that are open, and drops what the index does not need any more.
+func (s *Store) Compact(ctx context.Context) (r CompactReport, err error) {
+	before, err := s.Info()
+	if err != nil {
+		return r, err
+	}
+	s.mu.Lock()
+	open := make([]*Volume, 0, len(s.volumes))
+	for _, v := range s.volumes {
+		open = append(open, v)
+	}
+	s.mu.Unlock()
+	for _, v := range open {
+		if err := v.Checkpoint(ctx); err != nil {
+			return r, err
+		}
+		if err := v.compactSome(ctx, true); err != nil {
+			return r, err
+		}
+		if err := v.files.DrainPool(); err != nil {
+			return r, err
+		}
+	}
+	if !s.crowded() {
+		if err := s.db.Flatten(); err != nil {
+			return r, err
+		}
+	}
+	after, err := s.Info()
+	return CompactReport{before.Allocated, after.Allocated}, err
+}

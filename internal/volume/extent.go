@@ -1,0 +1,165 @@
+package volume
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/fsximg/fsx/pkg/crypt"
+	"github.com/fsximg/fsx/pkg/layout"
+	"github.com/fsximg/fsx/pkg/layout/metadb"
+)
+
+// openExtent is an extent with its cipher, ready to open blocks.
+type openExtent struct {
+	rec    layout.ExtentRecord
+	cipher *crypt.Extent
+	used   bool // since the clock hand last passed
+}
+
+type extentName struct {
+	owner layout.VolumeID
+	id    layout.ExtentID
+}
+
+// extentCache keeps a bounded number of opened extents of one volume. Ciphers
+// depend on the volume's own bag, so a cache is never shared. It is safe for
+// concurrent use.
+type extentCache struct {
+	shards [extentShards]extentShard
+	limit  int // per shard
+}
+
+const (
+	extentShards = 16
+	// maxOpenExtents bounds a volume's opened extents; one takes about 1 KiB.
+	maxOpenExtents = 16 << 10
+)
+
+type extentShard struct {
+	mu   sync.Mutex
+	m    map[extentName]*openExtent
+	ring []extentName
+	hand int
+}
+
+func newExtentCache() *extentCache {
+	c := &extentCache{limit: maxOpenExtents / extentShards}
+	for i := range c.shards {
+		c.shards[i].m = map[extentName]*openExtent{}
+	}
+	return c
+}
+
+func (c *extentCache) shard(n extentName) *extentShard {
+	return &c.shards[uint64(n.id)*hashFactor>>60]
+}
+
+func (c *extentCache) get(n extentName) *openExtent {
+	s := c.shard(n)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	x := s.m[n]
+	if x != nil {
+		x.used = true
+	}
+	return x
+}
+
+func (c *extentCache) put(n extentName, x *openExtent) {
+	s := c.shard(n)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.m[n]; ok {
+		s.m[n] = x
+		return
+	}
+	if len(s.ring) < c.limit {
+		s.ring = append(s.ring, n)
+		s.m[n] = x
+		return
+	}
+	for {
+		old := s.ring[s.hand]
+		if o := s.m[old]; o == nil || !o.used {
+			delete(s.m, old)
+			break
+		} else {
+			o.used = false
+		}
+		s.hand = (s.hand + 1) % len(s.ring)
+	}
+	s.ring[s.hand] = n
+	s.hand = (s.hand + 1) % len(s.ring)
+	s.m[n] = x
+}
+
+// drop forgets an extent whose blocks have moved.
+func (c *extentCache) drop(n extentName) {
+	s := c.shard(n)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.m[n]; ok {
+		s.m[n] = nil // its place in the ring is taken over by the clock
+		delete(s.m, n)
+	}
+}
+
+// extent returns the opened extent that a block reference names.
+func (v *Volume) extent(owner layout.VolumeID, id layout.ExtentID) (*openExtent, error) {
+	name := extentName{owner, id}
+	if x := v.cache.get(name); x != nil {
+		return x, nil
+	}
+	rec, err := v.extentRecord(owner, id)
+	if err != nil {
+		return nil, err
+	}
+	// A data key resolves only through this volume's own bag, so that nobody
+	// can have another volume's extents decrypted by copying them into his own.
+	key, ok := v.bag.Get(crypt.ID(rec.KID))
+	if !ok {
+		return nil, fmt.Errorf("data key %s is not available: %w", rec.KID, ErrKeyMissing)
+	}
+	if uint8(key.Mode()) != rec.Mode {
+		return nil, fmt.Errorf("extent %x: %w: mode %#x is not its key's", uint64(id), ErrDamaged, rec.Mode)
+	}
+	cipher, err := key.Extent(crypt.Nonce(rec.Nonce), int(rec.Blocks))
+	if err != nil {
+		return nil, err
+	}
+	x := &openExtent{rec: rec, cipher: cipher}
+	v.cache.put(name, x)
+	return x, nil
+}
+
+// extentRecord finds an extent among those not checkpointed yet, or in the
+// index.
+func (v *Volume) extentRecord(owner layout.VolumeID, id layout.ExtentID) (rec layout.ExtentRecord, err error) {
+	if owner == v.id {
+		v.mu.RLock()
+		for _, o := range []*overlay{v.overlay, v.ckpt} {
+			if o == nil {
+				continue
+			}
+			if r, ok := o.extents[id]; ok {
+				v.mu.RUnlock()
+				return r, nil
+			}
+		}
+		v.mu.RUnlock()
+	}
+	return v.store.indexRecord(owner, id)
+}
+
+// indexRecord finds an extent's record in the index.
+func (s *Store) indexRecord(owner layout.VolumeID, id layout.ExtentID) (rec layout.ExtentRecord, err error) {
+	err = s.db.Get(layout.ExtentKey(owner, id), func(val []byte) error {
+		rec, err = layout.DecodeExtentRecord(val)
+		return err
+	})
+	if errors.Is(err, metadb.ErrNotFound) || errors.Is(err, layout.ErrCorrupt) {
+		err = fmt.Errorf("extent %x of volume %v: %w: no valid record", uint64(id), owner, ErrDamaged)
+	}
+	return rec, err
+}

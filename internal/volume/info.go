@@ -1,0 +1,234 @@
+package volume
+
+import (
+	"errors"
+	"io/fs"
+	"sort"
+	"time"
+
+	"github.com/fsximg/fsx/pkg/crypt"
+	"github.com/fsximg/fsx/pkg/layout"
+	"github.com/fsximg/fsx/pkg/layout/seglog"
+)
+
+// Info is what a store tells about itself without a key. Names, sizes and
+// numbers of volumes that were not unlocked are hints.
+type Info struct {
+	Path      string
+	UUID      layout.UUID
+	Version   int
+	Created   time.Time
+	Allocated int64 // bytes on disk
+	Slots     []crypt.SlotInfo
+	Volumes   []VolumeInfo
+}
+
+// VolumeInfo describes a volume.
+type VolumeInfo struct {
+	ID        layout.VolumeID
+	UUID      layout.UUID
+	Name      string
+	Size      int64
+	Created   time.Time
+	VolumeKey crypt.ID
+	Mode      crypt.Mode
+	Parent    layout.VolumeID // 0 if it is no clone
+	Segments  int
+	Live      int64 // bytes of blocks that something needs
+	LogBytes  int64 // bytes in segment files, dead ones included
+	Allocated int64 // bytes on disk
+	// NeedsReplay says that the store was not closed: what the log has behind
+	// the last checkpoint is not counted here.
+	NeedsReplay bool
+	// Unlocked says that the volume is open, so that what is told is authentic.
+	Unlocked bool
+}
+
+// Info describes the store and its volumes.
+func (s *Store) Info() (Info, error) {
+	i := Info{Path: s.dir.Path, UUID: s.dir.Super.UUID, Version: layout.Version, Created: s.dir.Super.Created, Slots: s.keyring.Slots()}
+	var err error
+	if i.Volumes, err = s.Volumes(); err != nil {
+		return i, err
+	}
+	for _, v := range i.Volumes {
+		i.Allocated += v.Allocated
+	}
+	meta, err := s.db.Size()
+	if err != nil {
+		return i, err
+	}
+	i.Allocated += meta
+	if info, err := s.allocated(s.ballastPath()); err == nil {
+		i.Allocated += info
+	}
+	return i, nil
+}
+
+func (s *Store) allocated(path string) (int64, error) {
+	f, err := s.fs.OpenFile(path, 0, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	return f.Allocated()
+}
+
+// Volumes describes all volumes, sorted by name. No key is needed.
+func (s *Store) Volumes() ([]VolumeInfo, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var l []VolumeInfo
+	for id := range s.heads {
+		v, err := s.volumeInfoLocked(id)
+		if err != nil {
+			return nil, err
+		}
+		l = append(l, v)
+	}
+	sort.Slice(l, func(i, j int) bool { return l[i].Name < l[j].Name })
+	return l, nil
+}
+
+func (s *Store) volumeInfoLocked(id layout.VolumeID) (VolumeInfo, error) {
+	h := s.heads[id]
+	i := VolumeInfo{
+		ID: id, UUID: h.UUID, Name: h.Name, Size: int64(h.Size), Created: h.Created,
+		VolumeKey: crypt.ID(h.VolumeKey), Mode: crypt.Mode(h.Mode), Parent: h.Parent, NeedsReplay: s.dir.Unclean,
+	}
+	if v := s.volumes[id]; v != nil {
+		i.NeedsReplay, i.Unlocked = false, true
+	}
+	files, err := seglog.OpenFiles(s.fs, s.dir.Volume(id), maxOpenSegments)
+	if err != nil {
+		return i, err
+	}
+	defer files.Close()
+	for _, no := range files.List() {
+		size, allocated, err := files.Usage(no)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return i, err
+		}
+		i.Segments++
+		i.LogBytes += size
+		i.Allocated += allocated
+	}
+	segs, err := s.segmentRecords(id, h.Log.Seq)
+	for _, r := range segs {
+		i.Live += int64(countBits(r.Live)) * blockSize
+	}
+	return i, err
+}
+
+// segmentRecords returns the valid record of every segment.
+func (s *Store) segmentRecords(id layout.VolumeID, upTo layout.Seq) (map[layout.SegmentNo]*layout.SegmentRecord, error) {
+	m := map[layout.SegmentNo]*layout.SegmentRecord{}
+	err := s.db.Scan(layout.SegmentPrefix(id), func(key, val []byte) error {
+		_, no, _, ok := layout.SegmentOfKey(key)
+		rec, err := layout.DecodeSegmentRecord(val)
+		if !ok || err != nil || rec.Checkpoint > upTo {
+			return nil
+		}
+		if old := m[no]; old == nil || rec.Checkpoint >= old.Checkpoint {
+			m[no] = rec
+		}
+		return nil
+	})
+	return m, err
+}
+
+// Run is a run of blocks of one kind, as Map reports it.
+type Run struct {
+	Start, Length int64 // bytes
+	Kind          layout.Kind
+	Owner         layout.VolumeID // of data
+	KID           layout.KeyID    // of data
+}
+
+// Map calls fn with the runs of a volume's map as of its last checkpoint,
+// until fn returns false. No key is needed; of an open volume everything is
+// checkpointed first.
+func (s *Store) Map(name string, fn func(Run) bool) error {
+	s.mu.Lock()
+	var head layout.Head
+	found := false
+	for id, h := range s.heads {
+		if h.Name == name {
+			head, found = h, true
+			if v := s.volumes[id]; v != nil {
+				s.mu.Unlock()
+				return v.mapRuns(fn)
+			}
+		}
+	}
+	s.mu.Unlock()
+	if !found {
+		return ErrNotFound
+	}
+	return s.walkRuns(head.Root, int64(head.Size), s.indexRecord, fn)
+}
+
+func (v *Volume) mapRuns(fn func(Run) bool) error {
+	if !v.ro {
+		if err := v.Checkpoint(backgroundContext); err != nil {
+			return err
+		}
+	}
+	v.mu.RLock()
+	root := v.root
+	v.mu.RUnlock()
+	return v.store.walkRuns(root, v.size, v.extentRecord, fn)
+}
+
+type recordOf func(layout.VolumeID, layout.ExtentID) (layout.ExtentRecord, error)
+
+// walkRuns merges a map's blocks into runs of one kind, owner and key.
+func (s *Store) walkRuns(root layout.Root, size int64, record recordOf, fn func(Run) bool) error {
+	var cur Run
+	stopped := false
+	flush := func() bool {
+		if cur.Length > 0 && !stopped {
+			cur.Length = min(cur.Length, size-cur.Start)
+			stopped = !fn(cur)
+		}
+		cur = Run{}
+		return !stopped
+	}
+	var lastName extentName
+	var lastKID layout.KeyID
+	var failed error
+	blocks := layout.BlockNo((size + blockSize - 1) / blockSize)
+	err := s.tree.Walk(root, 0, blocks, func(start layout.BlockNo, n uint64, kind layout.Kind, ref *layout.BlockRef) bool {
+		r := Run{Start: int64(start) * blockSize, Length: int64(n) * blockSize, Kind: kind}
+		if kind == layout.Data {
+			if name := (extentName{ref.Owner, ref.Extent}); name != lastName {
+				rec, err := record(ref.Owner, ref.Extent)
+				if err != nil {
+					failed = err
+					return false
+				}
+				lastName, lastKID = name, rec.KID
+			}
+			r.Owner, r.KID = ref.Owner, lastKID
+		}
+		if r.Kind == cur.Kind && r.Owner == cur.Owner && r.KID == cur.KID && cur.Length > 0 {
+			cur.Length += r.Length
+			return true
+		}
+		if !flush() {
+			return false
+		}
+		cur = r
+		return true
+	})
+	if err == nil {
+		err = failed
+	}
+	if err == nil {
+		flush()
+	}
+	return mapDamage(err)
+}

@@ -1,0 +1,375 @@
+package volume
+
+import (
+	"crypto/rand"
+	"errors"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/fsximg/fsx/pkg/crypt"
+	"github.com/fsximg/fsx/pkg/layout"
+	"github.com/fsximg/fsx/pkg/layout/seglog"
+)
+
+// logger is the one goroutine that seals buffers and writes a volume's log.
+type logger struct {
+	v       *Volume
+	w       *seglog.Writer
+	staging []byte // an extent's blocks, sealed in place
+	order   []homeSlot
+	homes   []uint64
+	tags    []crypt.Tag
+	written int64 // bytes of log since the last hand-over
+}
+
+type homeSlot struct {
+	home uint64
+	slot int
+}
+
+// frozenState is the overlay that a checkpoint takes, with the log position it
+// ends at.
+type frozenState struct {
+	overlay *overlay
+	at      layout.Position
+	err     error
+}
+
+func (v *Volume) startLogger(tail layout.Position) error {
+	staging, err := mapAnonymous(layout.MaxExtentBlocks*blockSize + slack)
+	if err != nil {
+		return err
+	}
+	l := &logger{v: v, staging: staging, tags: make([]crypt.Tag, layout.MaxExtentBlocks)}
+	l.w = seglog.NewWriter(v.files, v.id, v.signRecord, tail, v.head.Log.Seq)
+	go l.run()
+	return nil
+}
+
+func (v *Volume) signRecord(parts ...[]byte) [32]byte {
+	return v.auth.MAC(crypt.PurposeRecord, parts...)
+}
+
+// run serves the volume until stop is closed and everything is committed.
+func (l *logger) run() {
+	v := l.v
+	defer close(v.logDone)
+	defer unmap(l.staging)
+	tick := time.NewTicker(commitEvery)
+	defer tick.Stop()
+	for {
+		timed, stopped := false, false
+		select {
+		case <-v.wake:
+		case <-tick.C:
+			timed = true
+		case <-v.stop:
+			stopped = true
+		}
+		if err := l.step(timed || stopped); err != nil {
+			v.mu.Lock()
+			v.poisonLocked(err)
+			if v.freeze != nil {
+				v.freeze <- frozenState{err: err}
+				v.freeze = nil
+			}
+			v.mu.Unlock()
+		}
+		if stopped {
+			if err := l.w.Close(); err != nil {
+				v.log.Warn("space of the log stays allocated", "volume", v.name, "err", err)
+			}
+			return
+		}
+	}
+}
+
+// step does what is asked for: seal full buffers; for a flush, a checkpoint or
+// force, seal everything and commit.
+func (l *logger) step(force bool) error {
+	v := l.v
+	v.mu.Lock()
+	if v.failed != nil {
+		defer v.mu.Unlock()
+		if v.freeze != nil {
+			v.freeze <- frozenState{err: v.failed}
+			v.freeze = nil
+		}
+		v.changed.Broadcast()
+		return nil
+	}
+	ticket, freeze, retry := v.flushSeq, v.freeze, v.retry
+	v.retry = false
+	commit := force || freeze != nil || ticket != v.flushed
+	v.mu.Unlock()
+
+	if err := l.sealFrozen(commit || retry); err != nil {
+		return err
+	}
+	if retry {
+		if err := l.ready(); err != nil {
+			return err
+		}
+	}
+	if commit && l.w.Begun() && !l.w.Empty() {
+		if err := l.commit(); err != nil {
+			return err
+		}
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.capacity = l.w.Capacity()
+	if retry {
+		v.attempts++
+	}
+	if commit {
+		v.flushed = max(v.flushed, ticket)
+		v.unsynced = !l.w.Empty()
+	}
+	if freeze != nil {
+		l.handOverLocked(freeze)
+	}
+	if v.overlay.weight() > overlayLimit || v.logBytes > logLimit {
+		v.kickUpkeep()
+	}
+	v.changed.Broadcast()
+	return nil
+}
+
+// handOverLocked gives the overlay, which ends at a commit, to a checkpoint.
+func (l *logger) handOverLocked(to chan<- frozenState) {
+	v := l.v
+	if !v.overlay.empty() {
+		v.ckpt, v.ckptAt, v.overlay = v.overlay, l.w.Tail(), newOverlay()
+		v.logBytes = 0
+	}
+	to <- frozenState{overlay: v.ckpt, at: l.w.Tail()}
+	v.freeze = nil
+}
+
+// sealFrozen seals the frozen buffers, oldest first; with all, also the one
+// that is active now. Buffers frozen meanwhile may come along, but not without
+// end.
+func (l *logger) sealFrozen(all bool) error {
+	v := l.v
+	for pass := 0; pass < 2; pass++ {
+		v.mu.Lock()
+		if pass == 1 {
+			v.rotateLocked()
+		}
+		n := len(v.frozen)
+		v.mu.Unlock()
+		for range n {
+			if err := l.sealOldest(); err != nil {
+				return err
+			}
+		}
+		if !all {
+			return nil
+		}
+	}
+	return nil
+}
+
+func (l *logger) sealOldest() error {
+	v := l.v
+	v.mu.Lock()
+	b := v.frozen[0]
+	v.unsynced = true
+	l.w.SetCheckpoint(v.head.Log.Seq)
+	v.mu.Unlock()
+	if err := l.seal(b); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.frozen = slices.Delete(v.frozen, 0, 1)
+	v.capacity = l.w.Capacity()
+	v.logBytes += l.written
+	l.written = 0
+	// A reader looks into a frozen buffer only under mu, so nobody is in it.
+	v.recycleLocked(b)
+	v.changed.Broadcast()
+	return nil
+}
+
+// seal writes one buffer: first its zeros, then its blocks in the order of
+// their homes, in extents of up to 256 blocks.
+func (l *logger) seal(b *buffer) error {
+	for _, z := range b.zeros {
+		if err := l.zero(z); err != nil {
+			return err
+		}
+	}
+	l.order = l.order[:0]
+	for i, h := range b.homes {
+		if h != noHome {
+			l.order = append(l.order, homeSlot{h, i})
+		}
+	}
+	slices.SortFunc(l.order, func(a, b homeSlot) int {
+		if a.home < b.home {
+			return -1
+		}
+		return 1
+	})
+	rest := l.order[:0]
+	var zero zeroRange
+	for _, o := range l.order {
+		if !isZero(b.slot(o.slot)) {
+			rest = append(rest, o)
+			continue
+		}
+		if h := layout.BlockNo(o.home); h != zero.end || zero.end == 0 {
+			if err := l.zero(zero); err != nil {
+				return err
+			}
+			zero = zeroRange{h, h, layout.Hole}
+		}
+		zero.end++
+	}
+	if err := l.zero(zero); err != nil {
+		return err
+	}
+	for len(rest) > 0 {
+		room := l.w.Room()
+		if room == 0 {
+			if err := l.commit(); err != nil {
+				return err
+			}
+			continue
+		}
+		n := min(room, len(rest))
+		if err := l.extent(b, rest[:n]); err != nil {
+			return err
+		}
+		rest = rest[n:]
+	}
+	return nil
+}
+
+// zero logs a range of zeros and maps it.
+func (l *logger) zero(z zeroRange) error {
+	if z.start == z.end {
+		return nil
+	}
+	if !l.w.RoomForZero() {
+		if err := l.commit(); err != nil {
+			return err
+		}
+	}
+	l.w.AppendZero(z.kind, z.start, uint64(z.end-z.start))
+	l.v.mu.Lock()
+	defer l.v.mu.Unlock()
+	l.v.overlay.zero(z.start, z.end, z.kind)
+	return nil
+}
+
+// extent seals blocks in one step, writes them and maps them.
+func (l *logger) extent(b *buffer, blocks []homeSlot) error {
+	v := l.v
+	n := len(blocks)
+	buf := l.staging[:n*blockSize]
+	l.homes = l.homes[:0]
+	op := layout.Op{Homes: make([]layout.HomeRun, 0, 8)}
+	for i, o := range blocks {
+		copy(buf[i*blockSize:], b.slot(o.slot))
+		l.homes = append(l.homes, o.home)
+		op.Homes = layout.AppendHome(op.Homes, layout.BlockNo(o.home))
+	}
+	key := v.bag.WriteKey()
+	prev := [32]byte(l.w.Tail().MAC)
+	nonce, err := v.auth.Seal(key, buf, l.homes, l.tags[:n], uint64(l.w.Seq()), &prev)
+	if err != nil {
+		return err
+	}
+	op.Mode, op.KID, op.Nonce = uint8(key.Mode()), layout.KeyID(key.ID()), [16]byte(nonce)
+	op.Tags = make([]layout.Tag, n)
+	for i := range op.Tags {
+		op.Tags[i] = layout.Tag(l.tags[i])
+	}
+	id, seg, at, err := l.w.Append(buf, op)
+	if err != nil {
+		return err
+	}
+	l.written += int64(n) * blockSize
+	rec := layout.ExtentRecord{Nonce: op.Nonce, KID: op.KID, Mode: op.Mode, Blocks: uint16(n), Offset: at, Segment: seg}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.overlay.add(id, rec, l.w.Class(), l.homes, op.Tags)
+}
+
+// commit closes the open commit; when that moved the log to the next segment,
+// another one is prepared.
+func (l *logger) commit() error {
+	v := l.v
+	seq, seg, class := l.w.Seq(), l.w.Current(), l.w.Class()
+	if err := l.w.Commit(uint64(v.size)); err != nil {
+		return err
+	}
+	l.written += blockSize
+	v.mu.Lock()
+	v.overlay.segment(seg, class, seq, l.w.Tail().End)
+	v.current = l.w.Current()
+	v.mu.Unlock()
+	v.stats.commits.Add(1)
+	if l.w.NeedsSegment() {
+		return l.prepare()
+	}
+	return nil
+}
+
+// ready begins the session's log if need be and prepares a segment.
+func (l *logger) ready() error {
+	v := l.v
+	if l.w.NeedsSegment() {
+		if err := l.prepare(); err != nil || l.w.NeedsSegment() {
+			return err
+		}
+	}
+	if l.w.Begun() {
+		return nil
+	}
+	var incarnation [16]byte
+	if _, err := rand.Read(incarnation[:]); err != nil {
+		return err
+	}
+	if err := l.w.Begin(incarnation, uint64(v.size)); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	v.overlay.segment(l.w.Current(), l.w.Class(), l.w.Tail().Seq, l.w.Tail().End)
+	v.current = l.w.Current()
+	v.mu.Unlock()
+	return l.prepare()
+}
+
+// prepare makes the segment that the log moves to next. A full disk is noted
+// and no error.
+func (l *logger) prepare() error {
+	v := l.v
+	class := v.space.nextClass()
+	var err error
+	for {
+		if err = v.store.allow(int64(blockSize) << class); err == nil {
+			err = l.w.AddSegment(layout.SegmentNo(v.nextSegment.Load()), class)
+		}
+		if err == nil || !errors.Is(err, syscall.ENOSPC) || class == seglog.MinClass {
+			break
+		}
+		class -= 2
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.outOfSpace = errors.Is(err, syscall.ENOSPC)
+	if v.outOfSpace {
+		return nil
+	}
+	if err == nil {
+		v.nextSegment.Add(1)
+	}
+	return err
+}
+
+func isZero(b []byte) bool { return string(b) == string(zeroBlock[:]) }

@@ -1,0 +1,300 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/fsximg/fsx/pkg/crypt"
+	"github.com/fsximg/fsx/pkg/layout"
+	"github.com/fsximg/fsx/pkg/layout/metadb"
+	"github.com/fsximg/fsx/pkg/layout/seglog"
+)
+
+// openVolume authenticates a volume's head, opens its bag and recovers its
+// log. The caller holds s.mu.
+func (s *Store) openVolume(id layout.VolumeID) (*Volume, error) {
+	hint := s.heads[id]
+	vk := s.keys[crypt.ID(hint.VolumeKey)]
+	if vk == nil {
+		return nil, fmt.Errorf("volume key %s: %w", hint.VolumeKey, ErrKeyMissing)
+	}
+	v := &Volume{
+		store: s, log: s.log, id: id, ro: s.opt.ReadOnly, cache: newExtentCache(), overlay: newOverlay(),
+		wake: make(chan struct{}, 1), maint: make(chan struct{}, 1), stop: make(chan struct{}),
+		logDone: make(chan struct{}), mainDone: make(chan struct{}),
+	}
+	v.changed = sync.NewCond(&v.mu)
+	v.space.segs = map[layout.SegmentNo]segmentInfo{}
+	err := v.unlock(vk, hint)
+	if err == nil {
+		err = v.openFiles()
+	}
+	var rec *recovered
+	if err == nil {
+		rec, err = v.recover()
+	}
+	if err == nil && !v.ro {
+		err = v.begin(rec)
+	}
+	if err != nil {
+		v.wipe()
+		return nil, err
+	}
+	return v, nil
+}
+
+// unlock authenticates the head under the volume key that a slot opened, and
+// everything that the head vouches for.
+func (v *Volume) unlock(vk *crypt.VolumeKey, hint layout.Head) error {
+	s := v.store
+	super := s.dir.Super
+	var err error
+	if v.auth, err = crypt.NewAuthority(vk, crypt.UUID(super.UUID), crypt.UUID(hint.UUID)); err != nil {
+		return err
+	}
+	var head *layout.Head
+	err = s.db.Get(layout.HeadKey(v.id), func(val []byte) error {
+		head, err = layout.DecodeHead(val, v.signHead)
+		return err
+	})
+	switch {
+	case errors.Is(err, metadb.ErrNotFound), errors.Is(err, layout.ErrCorrupt):
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	case err != nil:
+		return err
+	}
+	bag, _ := s.keyring.BagDigest(crypt.UUID(head.UUID))
+	switch {
+	case head.Store != super.UUID || head.Volume != v.id || head.UUID != hint.UUID:
+		return fmt.Errorf("%w: the head belongs to another volume", ErrDamaged)
+	case head.Superblock != super.Digest():
+		return fmt.Errorf("%w: the superblock is not the one that the head names", ErrDamaged)
+	case head.BagDigest != layout.Hash(bag) || head.SlotsDigest != layout.Hash(s.keyring.SlotsDigest(vk.ID())):
+		return fmt.Errorf("%w: the keyring is not the one that the head names", ErrDamaged)
+	}
+	if v.bag, err = s.keyring.OpenBag(crypt.UUID(head.UUID), vk); err != nil {
+		return fmt.Errorf("key bag: %w: %w", ErrDamaged, err)
+	}
+	v.head, v.root = *head, head.Root
+	v.name, v.uuid, v.size = head.Name, head.UUID, int64(head.Size)
+	return nil
+}
+
+// openFiles lists the segments and loads their accounts.
+func (v *Volume) openFiles() (err error) {
+	s := v.store
+	if v.files, err = seglog.OpenFiles(s.fs, s.dir.Volume(v.id), maxOpenSegments); err != nil {
+		return err
+	}
+	newest := map[layout.SegmentNo]layout.Seq{}
+	err = s.db.Scan(layout.SegmentPrefix(v.id), func(key, val []byte) error {
+		_, no, slot, ok := layout.SegmentOfKey(key)
+		if !ok {
+			return nil
+		}
+		rec, err := layout.DecodeSegmentRecord(val)
+		if err != nil {
+			return fmt.Errorf("segment %d: %w: %w", no, ErrDamaged, err)
+		}
+		// A record newer than the head comes from a checkpoint that a crash
+		// interrupted.
+		if old, found := newest[no]; rec.Checkpoint <= v.head.Log.Seq && (!found || rec.Checkpoint >= old) {
+			newest[no] = rec.Checkpoint
+			v.space.set(no, infoOf(rec, slot))
+		}
+		return nil
+	})
+	next := uint64(v.head.NextSegment)
+	for _, no := range v.files.List() {
+		next = max(next, uint64(no)+1)
+	}
+	v.nextSegment.Store(next)
+	return err
+}
+
+// recovered is the end of a log that was read.
+type recovered struct {
+	seglog.Result
+	visited map[layout.SegmentNo]bool
+}
+
+// recover replays what the log has behind the head's position into the
+// overlay.
+func (v *Volume) recover() (*recovered, error) {
+	rec := &recovered{visited: map[layout.SegmentNo]bool{}}
+	r := seglog.Recovery{
+		Files: v.files, Volume: v.id, Sign: v.signRecord, Verify: v.verifyExtent,
+		Apply: func(r *layout.Record) error {
+			rec.visited[r.Segment] = true
+			return v.replay(r)
+		},
+	}
+	var err error
+	rec.Result, err = r.Run(v.head.Log)
+	rec.visited[v.head.Log.Segment] = true
+	rec.visited[rec.Tail.Segment] = true
+	if errors.Is(err, seglog.ErrDamaged) {
+		err = fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	if err == nil && rec.Commits > 0 {
+		v.log.Info("replayed the log", "volume", v.name, "commits", rec.Commits, "bytes", rec.Bytes, "cut", rec.Cut)
+	}
+	v.logBytes = rec.Bytes
+	return rec, err
+}
+
+// verifyExtent opens every block of an extent that a commit record describes.
+func (v *Volume) verifyExtent(_ layout.ExtentID, op *layout.Op, data []byte) error {
+	key, ok := v.bag.Get(crypt.ID(op.KID))
+	if !ok {
+		return fmt.Errorf("data key %s is not in the bag", op.KID)
+	}
+	if uint8(key.Mode()) != op.Mode {
+		return errors.New("mode is not the key's")
+	}
+	x, err := key.Extent(crypt.Nonce(op.Nonce), len(op.Tags))
+	if err != nil {
+		return err
+	}
+	i := 0
+	for _, run := range op.Homes {
+		for h := range uint64(run.Count) {
+			tag := crypt.Tag(op.Tags[i])
+			block := data[i*blockSize : (i+1)*blockSize : (i+1)*blockSize+slack]
+			if err := x.Open(block, uint64(run.Start)+h, i, &tag); err != nil {
+				return err
+			}
+			i++
+		}
+	}
+	clear(data)
+	return nil
+}
+
+// replay applies a commit to the overlay.
+func (v *Volume) replay(r *layout.Record) error {
+	// The class only sizes the bitmap; what follows may be larger.
+	class := uint8(seglog.MaxClass)
+	v.overlay.segment(r.Segment, class, r.Seq, r.Block+1)
+	v.size = int64(r.Size)
+	ordinal := uint16(0)
+	for i := range r.Ops {
+		op := &r.Ops[i]
+		if op.Code == layout.OpZero {
+			v.overlay.zero(op.Start, op.Start+layout.BlockNo(op.Count), op.Kind)
+			continue
+		}
+		homes := make([]uint64, 0, len(op.Tags))
+		for _, run := range op.Homes {
+			for h := range uint64(run.Count) {
+				homes = append(homes, uint64(run.Start)+h)
+			}
+		}
+		rec := layout.ExtentRecord{Nonce: op.Nonce, KID: op.KID, Mode: op.Mode, Blocks: uint16(len(op.Tags)), Offset: op.Offset, Segment: r.Segment}
+		if err := v.overlay.add(layout.NewExtentID(r.Seq, ordinal), rec, class, homes, op.Tags); err != nil {
+			return err
+		}
+		ordinal++
+	}
+	return nil
+}
+
+// begin makes the volume writable: leftovers of a crash are removed, and the
+// goroutines start.
+func (v *Volume) begin(rec *recovered) error {
+	if err := v.removeLeftovers(rec); err != nil {
+		return err
+	}
+	if err := v.startLogger(rec.Tail); err != nil {
+		return err
+	}
+	go v.maintain()
+	return nil
+}
+
+// removeLeftovers removes segment files that neither the log nor an account
+// names: prepared, pooled or half-compacted ones of a process that was killed.
+func (v *Volume) removeLeftovers(rec *recovered) error {
+	for _, no := range v.files.List() {
+		if _, known := v.space.get(no); known || rec.visited[no] {
+			continue
+		}
+		if err := v.files.Retire(no, 0, false); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// close commits and checkpoints, and stops the volume's goroutines.
+func (v *Volume) close() error {
+	var err error
+	if !v.ro {
+		err = v.closeWritable()
+	}
+	v.mu.Lock()
+	v.closed = true
+	v.changed.Broadcast()
+	v.mu.Unlock()
+	v.wipe()
+	return err
+}
+
+func (v *Volume) closeWritable() error {
+	v.mu.RLock()
+	dirty := v.dirtyLocked() || !v.overlay.empty() || v.ckpt != nil
+	failed := v.failed
+	v.mu.RUnlock()
+	err := failed
+	if dirty && failed == nil {
+		err = v.finalCheckpoint()
+	}
+	close(v.stop)
+	<-v.logDone
+	<-v.mainDone
+	return errors.Join(err, v.files.DrainPool())
+}
+
+func (v *Volume) finalCheckpoint() error {
+	v.upkeep.Lock()
+	defer v.upkeep.Unlock()
+	v.mu.RLock()
+	left := v.ckpt != nil // by a checkpoint that failed
+	v.mu.RUnlock()
+	if left {
+		if err := v.checkpointLocked(context.Background(), false); err != nil {
+			return err
+		}
+	}
+	return v.checkpointLocked(context.Background(), true)
+}
+
+// wipe forgets plaintext and keys, and closes the files.
+func (v *Volume) wipe() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, b := range slices.Concat(v.frozen, v.spare, []*buffer{v.active}) {
+		if b != nil {
+			b.free()
+		}
+	}
+	v.frozen, v.spare, v.active = nil, nil, nil
+	for _, o := range []*overlay{v.overlay, v.ckpt} {
+		if o != nil {
+			o.free()
+		}
+	}
+	v.overlay, v.ckpt = newOverlay(), nil
+	if v.files != nil {
+		_ = v.files.Close()
+	}
+	if v.bag != nil {
+		v.bag.Wipe()
+	}
+	if v.auth != nil {
+		v.auth.Wipe()
+	}
+}

@@ -1,0 +1,326 @@
+package volume
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"sync"
+	"syscall"
+
+	"github.com/fsximg/fsx/internal/vfs"
+	"github.com/fsximg/fsx/pkg/crypt"
+	"github.com/fsximg/fsx/pkg/layout"
+	"github.com/fsximg/fsx/pkg/layout/maptree"
+	"github.com/fsximg/fsx/pkg/layout/seglog"
+)
+
+// ErrWouldBlock is returned by calls with nowait that would have to wait.
+var ErrWouldBlock = vfs.ErrWouldBlock
+
+// BlockError is an error of one block: it could not be read, or is not what
+// was written there. It is an I/O error to clients.
+type BlockError struct {
+	Volume string
+	At     int64 // byte offset of the block in the volume
+	Err    error
+}
+
+func (e *BlockError) Error() string {
+	return fmt.Sprintf("volume %s, offset %d: %v", e.Volume, e.At, e.Err)
+}
+
+// Unwrap gives the cause, and EIO.
+func (e *BlockError) Unwrap() []error { return []error{e.Err, syscall.EIO} }
+
+// Offset is the byte offset of the block.
+func (e *BlockError) Offset() int64 { return e.At }
+
+// ReadAt fills p from off, or fails as a whole. With nowait it returns
+// ErrWouldBlock where it would have to wait for the disk; p is undefined then.
+// If cap(p) allows, the 16 bytes behind p are overwritten.
+func (v *Volume) ReadAt(p []byte, off int64, nowait bool) error {
+	if err := v.checkRange(off, int64(len(p))); err != nil {
+		return err
+	}
+	v.stats.reads.Add(1)
+	v.stats.read.Add(uint64(len(p)))
+	if head := int(off % blockSize); head != 0 || len(p) < blockSize {
+		n := min(len(p), blockSize-head)
+		if err := v.readPart(p[:n], off, nowait); err != nil {
+			return err
+		}
+		p, off = p[n:], off+int64(n)
+	}
+	tail := len(p) % blockSize
+	body := len(p) - tail
+	if body > 0 {
+		if cap(p) < body+slack {
+			// No room to open the last block in place.
+			if err := v.readPart(p[body-blockSize:body], off+int64(body-blockSize), nowait); err != nil {
+				return err
+			}
+			body -= blockSize
+		}
+		if body > 0 {
+			if err := v.readBlocks(p[:body:body+slack], layout.BlockNo(off/blockSize), nowait); err != nil {
+				return err
+			}
+		}
+	}
+	if tail > 0 {
+		return v.readPart(p[len(p)-tail:], off+int64(len(p)-tail), nowait)
+	}
+	return nil
+}
+
+// readPart reads a part of one block.
+func (v *Volume) readPart(p []byte, off int64, nowait bool) error {
+	buf := blockPool.Get().(*[]byte)
+	defer blockPool.Put(buf)
+	b := (*buf)[: blockSize : blockSize+slack]
+	if err := v.readBlocks(b, layout.BlockNo(off/blockSize), nowait); err != nil {
+		return err
+	}
+	copy(p, b[off%blockSize:])
+	clear(b)
+	return nil
+}
+
+// located is where a block of a read is to be had from.
+type located struct {
+	kind  layout.Kind
+	state lookup
+	ref   layout.BlockRef
+}
+
+type lookup uint8
+
+const (
+	done   lookup = iota // p has it
+	inTree               // to be looked up in the map tree
+	mapped               // ref says where
+)
+
+// batchBlocks bounds the blocks that are located together.
+const batchBlocks = 256
+
+type batch struct {
+	loc  [batchBlocks]located
+	root maptree.Root
+	gen  uint64
+}
+
+var batchPool = sync.Pool{New: func() any { return new(batch) }}
+
+// readBlocks reads whole blocks; cap(p) >= len(p)+slack.
+func (v *Volume) readBlocks(p []byte, first layout.BlockNo, nowait bool) error {
+	bt := batchPool.Get().(*batch)
+	defer batchPool.Put(bt)
+	for len(p) > 0 {
+		n := min(len(p), batchBlocks*blockSize)
+		if err := v.readBatch(bt, p[:n:n+slack], first, nowait); err != nil {
+			return err
+		}
+		p, first = p[n:], first+layout.BlockNo(n/blockSize)
+	}
+	return nil
+}
+
+// maxRetries bounds how often a read starts again because a checkpoint or a
+// compaction replaced what it had looked up.
+const maxRetries = 1000
+
+func (v *Volume) readBatch(bt *batch, p []byte, first layout.BlockNo, nowait bool) error {
+	for try := 0; ; try++ {
+		err := v.readOnce(bt, p, first, nowait)
+		if err == nil || errors.Is(err, ErrWouldBlock) || try >= maxRetries {
+			return err
+		}
+		v.mu.RLock()
+		moved := v.gen != bt.gen
+		v.mu.RUnlock()
+		if !moved {
+			v.log.Error("read failed", "volume", v.name, "err", err)
+			return err
+		}
+	}
+}
+
+// readOnce locates the blocks and reads them, adjacent ones together.
+func (v *Volume) readOnce(bt *batch, p []byte, first layout.BlockNo, nowait bool) error {
+	n := len(p) / blockSize
+	if err := v.locate(bt, p, first, n); err != nil {
+		return err
+	}
+	for i := 0; i < n; {
+		l := &bt.loc[i]
+		if l.state == done {
+			i++
+			continue
+		}
+		if l.kind != layout.Data {
+			clear(p[i*blockSize : (i+1)*blockSize])
+			i++
+			continue
+		}
+		run := 1
+		for i+run < n {
+			m := &bt.loc[i+run]
+			if m.state == done || m.kind != layout.Data || m.ref.Owner != l.ref.Owner || m.ref.Extent != l.ref.Extent ||
+				int(m.ref.Index) != int(l.ref.Index)+run {
+				break
+			}
+			run++
+		}
+		end := (i + run) * blockSize
+		if err := v.readRun(p[i*blockSize:end:end+slack], first+layout.BlockNo(i), bt.loc[i:i+run], nowait); err != nil {
+			return err
+		}
+		i += run
+	}
+	return nil
+}
+
+// locate finds every block in memory, in the overlays or in the map tree.
+func (v *Volume) locate(bt *batch, p []byte, first layout.BlockNo, n int) error {
+	v.mu.RLock()
+	if v.closed {
+		v.mu.RUnlock()
+		return ErrClosed
+	}
+	bt.root, bt.gen = v.root, v.gen
+	missing := false
+	for i := range n {
+		l := &bt.loc[i]
+		b := first + layout.BlockNo(i)
+		if v.buffered(l, b, p[i*blockSize:(i+1)*blockSize]) {
+			continue
+		}
+		e, ok := v.overlay.find(b)
+		if !ok && v.ckpt != nil {
+			e, ok = v.ckpt.find(b)
+		}
+		if !ok {
+			l.state, missing = inTree, true
+			continue
+		}
+		l.state, l.kind = mapped, e.kind
+		l.ref = layout.BlockRef{Owner: v.id, Extent: e.extent, Index: e.index, Tag: e.tag}
+	}
+	v.mu.RUnlock()
+	if !missing {
+		return nil
+	}
+	for i := range n {
+		l := &bt.loc[i]
+		if l.state != inTree {
+			continue
+		}
+		kind, ref, err := v.store.tree.Lookup(bt.root, first+layout.BlockNo(i))
+		if err != nil {
+			return v.blockError(first+layout.BlockNo(i), err)
+		}
+		l.state, l.kind, l.ref = mapped, kind, ref
+	}
+	return nil
+}
+
+// buffered fills dst if a buffer has the block. The caller holds mu.
+func (v *Volume) buffered(l *located, b layout.BlockNo, dst []byte) bool {
+	for i := len(v.frozen); i >= 0; i-- {
+		buf := v.active
+		if i < len(v.frozen) {
+			buf = v.frozen[i]
+		}
+		if buf == nil {
+			continue
+		}
+		if src := buf.find(b); src != nil {
+			copy(dst, src)
+			l.state = done
+			return true
+		}
+		if kind, ok := buf.zeros.find(b); ok {
+			l.state, l.kind = mapped, kind
+			return true
+		}
+	}
+	return false
+}
+
+// readRun reads blocks that follow each other in one extent.
+func (v *Volume) readRun(p []byte, first layout.BlockNo, loc []located, nowait bool) error {
+	ref := &loc[0].ref
+	x, err := v.extent(ref.Owner, ref.Extent)
+	if err != nil {
+		return v.blockError(first, err)
+	}
+	at, ok := x.rec.BlockAt(ref.Index)
+	lastAt, lastOK := x.rec.BlockAt(loc[len(loc)-1].ref.Index)
+	if !ok || !lastOK || int(lastAt-at) != len(loc)-1 {
+		if len(loc) > 1 { // scattered by a compaction: one by one
+			for i := range loc {
+				end := (i + 1) * blockSize
+				if err := v.readRun(p[i*blockSize:end:end+slack], first+layout.BlockNo(i), loc[i:i+1], nowait); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+		return v.blockError(first, fmt.Errorf("%w: block is not in its extent", ErrDamaged))
+	}
+	if err := v.pread(ref.Owner, x.rec.Segment, p, at, nowait); err != nil {
+		return v.blockError(first, err)
+	}
+	for i := range loc {
+		end := (i + 1) * blockSize
+		tag := crypt.Tag(loc[i].ref.Tag)
+		home := first + layout.BlockNo(i)
+		if err := x.cipher.Open(p[i*blockSize:end:end+slack], uint64(home), int(loc[i].ref.Index), &tag); err != nil {
+			return v.blockError(home, fmt.Errorf("%w: %w", ErrDamaged, err))
+		}
+	}
+	return nil
+}
+
+// pread reads ciphertext while holding its segment, so that it is not reused
+// meanwhile.
+func (v *Volume) pread(owner layout.VolumeID, no layout.SegmentNo, p []byte, at uint32, nowait bool) error {
+	files := v.files
+	if owner != v.id {
+		return fmt.Errorf("%w: block belongs to volume %v", ErrDamaged, owner)
+	}
+	s, err := files.Acquire(no)
+	if err != nil {
+		return fmt.Errorf("%w: segment %d: %w", ErrDamaged, no, err)
+	}
+	defer s.Release()
+	f, err := files.File(s)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("%w: %w", ErrDamaged, seglog.ErrNoSegment)
+		}
+		return err
+	}
+	if nowait {
+		_, err = f.ReadAtNoWait(p, int64(at)*blockSize)
+	} else {
+		_, err = f.ReadAt(p, int64(at)*blockSize)
+	}
+	if errors.Is(err, io.EOF) {
+		err = fmt.Errorf("%w: segment %d ends before block %d", ErrDamaged, no, at)
+	}
+	return err
+}
+
+func (v *Volume) blockError(b layout.BlockNo, err error) error {
+	var be *BlockError
+	if errors.As(err, &be) || errors.Is(err, ErrWouldBlock) {
+		return err
+	}
+	return &BlockError{Volume: v.name, At: int64(b) * blockSize, Err: err}
+}
+
+// Prefetch is a hint that a range will be read.
+func (v *Volume) Prefetch(off, n int64) error { return v.checkRange(off, n) }

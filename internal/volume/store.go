@@ -1,0 +1,394 @@
+// Package volume is the engine of fsx: it opens stores and serves their
+// volumes as block devices. It is the only place where plaintext and placement
+// meet; ciphers come from crypt, byte maps and files from layout.
+package volume
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sort"
+	"sync"
+	"time"
+
+	"github.com/fsximg/fsx/internal/vfs"
+	"github.com/fsximg/fsx/pkg/crypt"
+	"github.com/fsximg/fsx/pkg/layout"
+	"github.com/fsximg/fsx/pkg/layout/maptree"
+	"github.com/fsximg/fsx/pkg/layout/metadb"
+	"github.com/fsximg/fsx/pkg/layout/store"
+)
+
+var (
+	// ErrNotStore says that a path is not a store.
+	ErrNotStore = store.ErrNotStore
+	// ErrBusy says that another process has the store open; the error is a
+	// *BusyError.
+	ErrBusy = store.ErrBusy
+	// ErrVersion says that the store needs another version of the program.
+	ErrVersion = layout.ErrVersion
+	// ErrNotFound says that the store has no such volume.
+	ErrNotFound = errors.New("no such volume")
+	// ErrKeyMissing says that a volume's key, or a data key, is not open.
+	ErrKeyMissing = errors.New("key is missing")
+	// ErrWrongKey says that none of the secrets opens any slot.
+	ErrWrongKey = crypt.ErrWrongKey
+	// ErrDamaged says that something in the store is missing or altered.
+	ErrDamaged = errors.New("damaged")
+)
+
+// BusyError names the process that has a store open.
+type BusyError = store.BusyError
+
+// Options are how a store is opened. The zero value opens for writing.
+type Options struct {
+	// ReadOnly refuses every write. What the log has is replayed in memory.
+	ReadOnly bool
+	// Program names this process to others that find the store busy.
+	Program string
+	// FS is the file system under the store's own files; nil is the
+	// operating system's.
+	FS vfs.FS
+	// Memory bounds the cache of map nodes, in bytes; 0 is 32 MiB.
+	Memory int64
+	// Log takes what goes on; nil discards it.
+	Log *slog.Logger
+}
+
+// CreateOptions describe a new store.
+type CreateOptions struct {
+	Options
+	// Size of the volume main in bytes, a multiple of 512.
+	Size int64
+	// Mode is the cipher of the volume's data key; 0 is AES-256-GCM.
+	Mode crypt.Mode
+	// KDF are the Argon2id parameters of the passphrase slots.
+	KDF crypt.KDF
+	// Secrets become slots. There must be at least one.
+	Secrets []crypt.Secret
+}
+
+const (
+	defaultNodeCache = 32 << 20
+	maxOpenSegments  = 256
+	mainName         = "main"
+)
+
+// Store is an open store. It is safe for concurrent use.
+type Store struct {
+	opt     Options
+	dir     *store.Dir
+	fs      vfs.FS
+	log     *slog.Logger
+	db      *metadb.DB
+	tree    *maptree.Reader
+	keyring *crypt.Keyring
+	scratch string // a private copy of the index, removed on close
+
+	mu      sync.Mutex
+	heads   map[layout.VolumeID]layout.Head // as found, not authenticated
+	keys    map[crypt.ID]*crypt.VolumeKey
+	volumes map[layout.VolumeID]*Volume
+}
+
+func (o *Options) defaults() {
+	if o.FS == nil {
+		o.FS = vfs.OS()
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Memory == 0 {
+		o.Memory = defaultNodeCache
+	}
+	if o.Program == "" {
+		o.Program = filepath.Base(os.Args[0])
+	}
+}
+
+// Create makes a store with one empty volume, main. The path must not exist
+// (fs.ErrExist); after an error nothing is left there. The store is returned
+// open, unlocked and writable.
+func Create(path string, o CreateOptions) (_ *Store, err error) {
+	o.defaults()
+	if o.Size <= 0 || o.Size%512 != 0 || o.Size > layout.MaxVolumeSize {
+		return nil, fmt.Errorf("create %s: size %d is not a multiple of 512 up to 8 EiB - 4 KiB", path, o.Size)
+	}
+	if len(o.Secrets) == 0 {
+		return nil, fmt.Errorf("create %s: no secret for a slot", path)
+	}
+	if o.Mode == 0 {
+		o.Mode = crypt.AES256GCM
+	}
+	super := &layout.Superblock{UUID: newUUID(), Created: time.Now().Truncate(time.Second)}
+	s := &Store{opt: o.Options, fs: o.FS, log: o.Log, keys: map[crypt.ID]*crypt.VolumeKey{}, volumes: map[layout.VolumeID]*Volume{}}
+	s.dir, err = store.Create(o.FS, path, o.Program, super)
+	if err != nil {
+		if !errors.Is(err, fs.ErrExist) {
+			_ = os.RemoveAll(path)
+		}
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = s.Close()
+			_ = os.RemoveAll(path)
+		}
+	}()
+	head, err := s.makeKeys(&o)
+	if err != nil {
+		return nil, fmt.Errorf("create %s: %w", path, err)
+	}
+	if err := s.openIndex(s.dir.Meta(), true); err != nil {
+		return nil, err
+	}
+	if err := s.writeFirstHead(head); err != nil {
+		return nil, err
+	}
+	if err := s.makeBallast(); err != nil {
+		return nil, err
+	}
+	if err := s.dir.Finish(); err != nil {
+		return nil, err
+	}
+	s.heads = map[layout.VolumeID]layout.Head{head.Volume: *head}
+	return s, nil
+}
+
+// makeKeys makes the volume key with its slots, the data key and the bag, and
+// writes the keyring.
+func (s *Store) makeKeys(o *CreateOptions) (*layout.Head, error) {
+	ring, err := crypt.NewKeyring(crypt.UUID(s.dir.Super.UUID), o.KDF)
+	if err != nil {
+		return nil, err
+	}
+	s.keyring = ring
+	vk, err := crypt.NewVolumeKey()
+	if err != nil {
+		return nil, err
+	}
+	s.keys[vk.ID()] = vk
+	for _, secret := range o.Secrets {
+		if _, err := ring.AddSlot(vk, secret); err != nil {
+			return nil, err
+		}
+	}
+	h := &layout.Head{
+		Store: s.dir.Super.UUID, UUID: newUUID(), Volume: 1, Clean: true, Epoch: 1,
+		Size: uint64(o.Size), MinSize: uint64(o.Size), Created: s.dir.Super.Created, NextSegment: 1,
+		Root:      layout.Root{Height: maptree.HeightFor((uint64(o.Size) + blockSize - 1) / blockSize)},
+		VolumeKey: layout.KeyID(vk.ID()), Superblock: s.dir.Super.Digest(), Mode: uint8(o.Mode), Name: mainName,
+		SnapshotDigest: sha256.Sum256(nil),
+	}
+	dk, err := crypt.NewDataKey(o.Mode)
+	if err != nil {
+		return nil, err
+	}
+	defer dk.Wipe()
+	bag := crypt.NewBag()
+	defer bag.Wipe()
+	if err := bag.Add(dk, true); err != nil {
+		return nil, err
+	}
+	if err := ring.SetBag(crypt.UUID(h.UUID), vk, bag); err != nil {
+		return nil, err
+	}
+	h.SlotsDigest = ring.SlotsDigest(vk.ID())
+	digest, _ := ring.BagDigest(crypt.UUID(h.UUID))
+	h.BagDigest = digest
+	return h, s.dir.WriteKeyring(ring.Encode(), 1)
+}
+
+func (s *Store) writeFirstHead(h *layout.Head) error {
+	auth, err := crypt.NewAuthority(s.keys[crypt.ID(h.VolumeKey)], crypt.UUID(h.Store), crypt.UUID(h.UUID))
+	if err != nil {
+		return err
+	}
+	defer auth.Wipe()
+	return s.db.Update(func(tx *metadb.Txn) error {
+		return tx.Set(layout.HeadKey(h.Volume), h.Encode(func(parts ...[]byte) [32]byte { return auth.MAC(crypt.PurposeHead, parts...) }))
+	})
+}
+
+func newUUID() (u layout.UUID) {
+	_, _ = rand.Read(u[:]) // never fails
+	u[6], u[8] = u[6]&0x0f|0x40, u[8]&0x3f|0x80
+	return u
+}
+
+// Open opens a store and takes its lock. No key is needed yet.
+func Open(path string, o Options) (_ *Store, err error) {
+	o.defaults()
+	dir, err := store.Open(o.FS, path, o.Program)
+	if err != nil {
+		return nil, mapCorrupt(err)
+	}
+	s := &Store{opt: o, dir: dir, fs: o.FS, log: o.Log, keys: map[crypt.ID]*crypt.VolumeKey{}, volumes: map[layout.VolumeID]*Volume{}}
+	s.opt.ReadOnly = o.ReadOnly || dir.Super.ReadOnly()
+	defer func() {
+		if err != nil {
+			s.closeFiles(false)
+		}
+	}()
+	body, _, err := dir.ReadKeyring()
+	if err != nil {
+		return nil, mapCorrupt(err)
+	}
+	if s.keyring, err = crypt.ParseKeyring(body, crypt.UUID(dir.Super.UUID)); err != nil {
+		return nil, fmt.Errorf("%s: keyring: %w: %w", path, ErrDamaged, err)
+	}
+	if err := s.checkBallast(); err != nil {
+		return nil, err
+	}
+	meta, err := s.indexPath()
+	if err != nil {
+		return nil, err
+	}
+	if err := s.openIndex(meta, false); err != nil {
+		return nil, fmt.Errorf("%s: index: %w: %w", path, ErrDamaged, err)
+	}
+	return s, s.loadHeads()
+}
+
+// mapCorrupt makes a decoder's error an ErrDamaged.
+func mapCorrupt(err error) error {
+	if errors.Is(err, layout.ErrCorrupt) && !errors.Is(err, ErrNotStore) {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return err
+}
+
+func (s *Store) openIndex(dir string, create bool) (err error) {
+	s.db, err = metadb.Open(dir, metadb.Options{Create: create, Log: s.log, Free: s.freeForIndex, MinFree: indexReserve})
+	if err != nil {
+		return err
+	}
+	s.tree = maptree.NewReader(s.db, maptree.ReaderOptions{CacheBytes: s.opt.Memory})
+	return nil
+}
+
+// indexPath is where the index is opened: in the store, or for a reader of a
+// store that was not closed, in a private copy, since Badger replays its logs
+// when it opens.
+func (s *Store) indexPath() (string, error) {
+	if !s.opt.ReadOnly || !s.dir.Unclean {
+		return s.dir.Meta(), nil
+	}
+	tmp, err := os.MkdirTemp("", "fsx-index-")
+	if err != nil {
+		return "", err
+	}
+	s.scratch = tmp
+	return tmp, copyIndex(tmp, s.dir.Meta())
+}
+
+func (s *Store) loadHeads() error {
+	s.heads = map[layout.VolumeID]layout.Head{}
+	return s.db.Scan(layout.HeadPrefix(), func(key, val []byte) error {
+		h, err := layout.DecodeHead(val, nil)
+		if err != nil {
+			s.log.Error("head is damaged", "err", err)
+			return nil
+		}
+		s.heads[h.Volume] = *h
+		return nil
+	})
+}
+
+// UUID is the store's identifier.
+func (s *Store) UUID() layout.UUID { return s.dir.Super.UUID }
+
+// Path is the store's directory.
+func (s *Store) Path() string { return s.dir.Path }
+
+// Keyring is the store's keyring, for reading.
+func (s *Store) Keyring() *crypt.Keyring { return s.keyring }
+
+// Unlock opens every volume key that one of the secrets opens. ErrWrongKey
+// says that none did.
+func (s *Store) Unlock(secrets []crypt.Secret) error {
+	keys, err := s.keyring.Unlock(secrets...)
+	if err != nil {
+		return fmt.Errorf("%s: %w", s.dir.Path, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, k := range keys {
+		if s.keys[k.ID()] != nil {
+			k.Wipe()
+			continue
+		}
+		s.keys[k.ID()] = k
+	}
+	return nil
+}
+
+// Names returns the names of all volumes, sorted.
+func (s *Store) Names() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var l []string
+	for _, h := range s.heads {
+		l = append(l, h.Name)
+	}
+	sort.Strings(l)
+	return l
+}
+
+// Volume opens a volume, once: it is recovered, and every later call returns
+// the same. ErrNotFound, ErrKeyMissing and ErrDamaged tell why it cannot be.
+func (s *Store) Volume(name string) (*Volume, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, h := range s.heads {
+		if h.Name != name {
+			continue
+		}
+		if v := s.volumes[id]; v != nil {
+			return v, nil
+		}
+		v, err := s.openVolume(id)
+		if err != nil {
+			return nil, fmt.Errorf("%s: volume %s: %w", s.dir.Path, name, err)
+		}
+		s.volumes[id] = v
+		return v, nil
+	}
+	return nil, fmt.Errorf("%s: volume %s: %w", s.dir.Path, name, ErrNotFound)
+}
+
+// Close commits and checkpoints every volume, and releases the store. After an
+// error the store needs recovery when it is next opened, and has everything
+// that was flushed.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs error
+	for _, v := range s.volumes {
+		errs = errors.Join(errs, v.close())
+	}
+	for _, k := range s.keys {
+		k.Wipe()
+	}
+	return errors.Join(errs, s.closeFiles(errs == nil))
+}
+
+func (s *Store) closeFiles(clean bool) error {
+	var errs error
+	if s.db != nil {
+		errs = s.db.Close()
+	}
+	if s.scratch != "" {
+		errs = errors.Join(errs, os.RemoveAll(s.scratch))
+		clean = false // the store itself is as it was
+	}
+	return errors.Join(errs, s.dir.Close(clean && errs == nil && (!s.dir.Unclean || s.recovered())))
+}
+
+// recovered says that every volume has been opened, and so recovered.
+func (s *Store) recovered() bool { return !s.opt.ReadOnly && len(s.volumes) == len(s.heads) }

@@ -1,0 +1,139 @@
+package volume
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/fsximg/fsx/pkg/crypt"
+	"github.com/fsximg/fsx/pkg/layout"
+	"github.com/fsximg/fsx/pkg/layout/maptree"
+	"github.com/fsximg/fsx/pkg/layout/seglog"
+)
+
+// Volume is an open volume: a block device whose content is sealed in the
+// store. Its methods are safe for concurrent use.
+//
+// A write goes: buffer (plaintext, under mu) → frozen (immutable, waits for
+// the log's goroutine) → sealed in a segment, mapped in the overlay → map tree
+// (checkpoint). A read looks in that order.
+type Volume struct {
+	store *Store
+	log   *slog.Logger
+	id    layout.VolumeID
+	uuid  layout.UUID
+	name  string
+	size  int64
+	ro    bool
+	auth  *crypt.Authority
+	bag   *crypt.Bag
+	files *seglog.Files
+	cache *extentCache
+
+	// nextSegment is the lowest segment number never used.
+	nextSegment atomic.Uint64
+
+	mu         sync.RWMutex
+	changed    *sync.Cond // on mu: space, frozen buffers, flushes or the overlay moved on
+	active     *buffer
+	frozen     []*buffer // oldest first
+	spare      []*buffer
+	overlay    *overlay
+	ckpt       *overlay         // being checkpointed, or nil
+	ckptAt     layout.Position  // the log position that ckpt ends at
+	current    layout.SegmentNo // the segment that the log appends to
+	root       maptree.Root
+	head       layout.Head
+	gen        uint64 // grows when a mapping that a reader may hold is replaced
+	versions   [versionStripes]uint32
+	epoch      uint32             // version of ranges too long for stripes
+	capacity   int                // blocks the log can take without a new segment
+	unsynced   bool               // the log has operations that no commit covers
+	flushSeq   uint64             // flushes asked for
+	flushed    uint64             // flushes done
+	retry      bool               // a writer is short of log space
+	attempts   uint64             // retries answered
+	outOfSpace bool               // the last attempt to make a segment met a full disk
+	freeze     chan<- frozenState // a checkpoint wants the overlay
+	logBytes   int64              // log written since the last checkpoint
+	failed     error              // poisoned: the volume is read-only (I7)
+	closed     bool
+
+	wake     chan struct{} // to the log's goroutine
+	logDone  chan struct{}
+	maint    chan struct{} // to the maintenance goroutine
+	stop     chan struct{}
+	mainDone chan struct{}
+	// upkeep serialises checkpoints and compactions.
+	upkeep sync.Mutex
+	space  spaceTable
+	stats  counters
+}
+
+// versionStripes is the number of counters that detect a write between the
+// read and the merge of a partial block.
+const versionStripes = 1024
+
+const (
+	maxFrozen    = 2
+	commitEvery  = 5 * time.Second
+	overlayLimit = 384 << 10 // entries after which a checkpoint begins
+	logLimit     = 1 << 30   // bytes of log after which a checkpoint begins
+)
+
+var (
+	// ErrReadOnly is returned for writes to a volume opened for reading.
+	ErrReadOnly = errors.New("volume is read-only")
+	// ErrClosed is returned after Close.
+	ErrClosed = errors.New("volume is closed")
+)
+
+// Name is the volume's name.
+func (v *Volume) Name() string { return v.name }
+
+// Size is the volume's size in bytes, a multiple of 512.
+func (v *Volume) Size() int64 { return v.size }
+
+// ReadOnly says that every write will be refused.
+func (v *Volume) ReadOnly() bool { return v.ro }
+
+func (v *Volume) blocks() uint64 { return (uint64(v.size) + blockSize - 1) / blockSize }
+
+// writable is the error that a write meets now, if any. The caller holds mu.
+func (v *Volume) writableLocked() error {
+	switch {
+	case v.failed != nil:
+		return v.failed
+	case v.closed:
+		return ErrClosed
+	case v.ro:
+		return ErrReadOnly
+	}
+	return nil
+}
+
+// poison turns the volume read-only after a failed write or sync of the log.
+func (v *Volume) poisonLocked(err error) {
+	if v.failed == nil {
+		v.failed = fmt.Errorf("volume %s is read-only since its log failed: %w", v.name, err)
+		v.log.Error("volume is read-only now", "volume", v.name, "err", err)
+	}
+	v.changed.Broadcast()
+}
+
+func (v *Volume) kick() {
+	select {
+	case v.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (v *Volume) kickUpkeep() {
+	select {
+	case v.maint <- struct{}{}:
+	default:
+	}
+}
