@@ -35,6 +35,11 @@ func (e *Extent) initXTS(prf []byte, s *scratch, n Nonce) (err error) {
 
 func (x *xtsCipher) seal(s *scratch, block []byte, unit uint64, tag *Tag) {
 	block = block[:BlockSize]
+	x.encrypt(s, block, unit)
+	x.tag(s, block, tag)
+}
+
+func (x *xtsCipher) encrypt(s *scratch, block []byte, unit uint64) {
 	x.mask(s, unit)
 	subtle.XORBytes(block, block, s.tweak[:])
 	for i := 0; i < BlockSize; i += 16 {
@@ -42,7 +47,6 @@ func (x *xtsCipher) seal(s *scratch, block []byte, unit uint64, tag *Tag) {
 		x.data.Encrypt(b, b)
 	}
 	subtle.XORBytes(block, block, s.tweak[:])
-	x.tag(s, block, tag)
 }
 
 // open checks the tag before it decrypts.
