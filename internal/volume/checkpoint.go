@@ -26,7 +26,7 @@ func (v *Volume) maintain() {
 			return
 		}
 		v.mu.RLock()
-		due := v.overlay.weight() > overlayLimit || v.logBytes > logLimit || v.ckpt != nil
+		due := v.checkpointDueLocked() || v.ckpt != nil
 		v.mu.RUnlock()
 		if !due {
 			continue

@@ -10,10 +10,6 @@ import (
 	"github.com/fsximg/fsx/pkg/layout/seglog"
 )
 
-// amplification: compaction begins when dead blocks exceed the live ones by
-// this many blocks (256 MiB), or when the disk is short of space.
-const compactSlack = 64 << 10
-
 // compactSome moves the live blocks out of segments that are mostly dead, if
 // there is enough to gain; all, until there is nothing to gain at all. The
 // caller holds upkeep.
@@ -26,7 +22,7 @@ func (v *Volume) compactSome(ctx context.Context, all bool) error {
 func (v *Volume) compactLocked(ctx context.Context, all bool) error {
 	for {
 		live, used, _ := v.space.totals()
-		if !all && !v.store.crowded() && used < 2*live+compactSlack {
+		if !all && !v.store.crowded() && used < 2*live+v.store.limits.slack {
 			return nil
 		}
 		victims := v.victims(all)

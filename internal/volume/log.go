@@ -130,7 +130,7 @@ func (l *logger) step(force bool) error {
 	if freeze != nil {
 		l.handOverLocked(freeze)
 	}
-	if v.overlay.weight() > overlayLimit || v.logBytes > logLimit {
+	if v.checkpointDueLocked() {
 		v.kickUpkeep()
 	}
 	v.changed.Broadcast()
@@ -297,6 +297,7 @@ func (l *logger) extent(b *buffer, blocks []homeSlot) error {
 	rec := layout.ExtentRecord{Nonce: op.Nonce, KID: op.KID, Mode: op.Mode, Blocks: uint16(n), Offset: at, Segment: seg}
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	v.overlay.runs += len(op.Homes)
 	return v.overlay.add(id, rec, l.w.Class(), l.homes, op.Tags)
 }
 

@@ -22,6 +22,7 @@ type entry struct {
 type overlay struct {
 	shards  [overlayShards]overlayShard
 	count   int
+	runs    int // of consecutive homes that were added
 	zeros   zeroRanges
 	extents map[layout.ExtentID]layout.ExtentRecord
 	segs    map[layout.SegmentNo]*segmentUse

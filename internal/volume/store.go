@@ -88,6 +88,7 @@ type Store struct {
 	db      *metadb.DB
 	tree    *maptree.Reader
 	keyring *crypt.Keyring
+	limits  limits
 	scratch string // a private copy of the index, removed on close
 
 	mu      sync.Mutex
@@ -126,7 +127,7 @@ func Create(path string, o CreateOptions) (_ *Store, err error) {
 		o.Mode = crypt.AES256GCM
 	}
 	super := &layout.Superblock{UUID: newUUID(), Created: time.Now().Truncate(time.Second)}
-	s := &Store{opt: o.Options, fs: o.FS, log: o.Log, keys: map[crypt.ID]*crypt.VolumeKey{}, volumes: map[layout.VolumeID]*Volume{}}
+	s := &Store{opt: o.Options, limits: defaultLimits(), fs: o.FS, log: o.Log, keys: map[crypt.ID]*crypt.VolumeKey{}, volumes: map[layout.VolumeID]*Volume{}}
 	s.dir, err = store.Create(o.FS, path, o.Program, super)
 	if err != nil {
 		if !errors.Is(err, fs.ErrExist) {
@@ -228,7 +229,7 @@ func Open(path string, o Options) (_ *Store, err error) {
 	if err != nil {
 		return nil, mapCorrupt(err)
 	}
-	s := &Store{opt: o, dir: dir, fs: o.FS, log: o.Log, keys: map[crypt.ID]*crypt.VolumeKey{}, volumes: map[layout.VolumeID]*Volume{}}
+	s := &Store{opt: o, limits: defaultLimits(), dir: dir, fs: o.FS, log: o.Log, keys: map[crypt.ID]*crypt.VolumeKey{}, volumes: map[layout.VolumeID]*Volume{}}
 	s.opt.ReadOnly = o.ReadOnly || dir.Super.ReadOnly()
 	defer func() {
 		if err != nil {

@@ -78,10 +78,8 @@ type Volume struct {
 const versionStripes = 1024
 
 const (
-	maxFrozen    = 2
-	commitEvery  = 5 * time.Second
-	overlayLimit = 384 << 10 // entries after which a checkpoint begins
-	logLimit     = 1 << 30   // bytes of log after which a checkpoint begins
+	maxFrozen   = 2
+	commitEvery = 5 * time.Second
 )
 
 var (

@@ -97,8 +97,7 @@ func (v *Volume) admitLocked(n int, nowait bool) error {
 		if err := v.writableLocked(); err != nil {
 			return err
 		}
-		if v.active != nil && !v.active.room(n) && !v.rotateLocked() ||
-			v.overlay.weight() > 2*overlayLimit || v.logBytes > 2*logLimit {
+		if v.active != nil && !v.active.room(n) && !v.rotateLocked() || v.throttledLocked() {
 			if nowait {
 				return ErrWouldBlock
 			}

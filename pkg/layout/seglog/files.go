@@ -52,7 +52,7 @@ type pooled struct {
 }
 
 // poolLimit bounds the dead files kept for reuse.
-const poolLimit = 4
+const poolLimit = 8
 
 // Segment is one segment file. A reader holds it between Acquire and Release;
 // Retire waits for that before the file is reused or removed.
