@@ -223,3 +223,38 @@ func (o *overlay) sorted() []entry {
 	})
 	return l
 }
+
+// each calls fn with every point in [first, last), in no order.
+func (o *overlay) each(first, last layout.BlockNo, fn func(layout.BlockNo)) {
+	if n := uint64(last - first); n < uint64(o.count)/8 {
+		for b := first; b < last; b++ {
+			if o.has(b) {
+				fn(b)
+			}
+		}
+		return
+	}
+	for i := range o.shards {
+		for j := range o.shards[i].entries {
+			if h := o.shards[i].entries[j].home; h != 0 {
+				fn(layout.BlockNo(h - 1))
+			}
+		}
+	}
+}
+
+// has says whether a point is known.
+func (o *overlay) has(b layout.BlockNo) bool {
+	home := uint64(b) + 1
+	s, h := o.shard(home)
+	if s.n == 0 {
+		return false
+	}
+	mask := uint64(len(s.entries)) - 1
+	for i := h & mask; s.entries[i].home != 0; i = (i + 1) & mask {
+		if s.entries[i].home == home {
+			return true
+		}
+	}
+	return false
+}

@@ -1,6 +1,8 @@
 package volume
 
 import (
+	"slices"
+
 	"github.com/fsximg/fsx/pkg/layout"
 )
 
@@ -10,91 +12,151 @@ func (v *Volume) Status(off, n int64, fn func(length int64, hole, zero bool) boo
 	if err := v.checkRange(off, n); err != nil {
 		return err
 	}
-	end := off + n
+	s := statusRun{fn: fn, pos: off, end: off + n}
 	first := layout.BlockNo(off / blockSize)
-	var runStart = off
-	var runKind layout.Kind
-	open, stopped := false, false
-	emit := func(to int64) bool {
-		if open && to > runStart {
-			if !fn(to-runStart, runKind == layout.Hole, runKind != layout.Data) {
-				stopped = true
-			}
-			runStart = to
-		}
-		return !stopped
-	}
-	for b := first; int64(b)*blockSize < end && !stopped; {
-		kind, count, err := v.kindRun(b, uint64((end+blockSize-1)/blockSize)-uint64(b))
-		if err != nil {
+	last := layout.BlockNo((off + n + blockSize - 1) / blockSize)
+	for first < last && !s.stopped {
+		to := min(last, first+statusChunk)
+		if err := v.statusChunk(first, to, &s); err != nil {
 			return err
 		}
-		if open && kind != runKind && !emit(int64(b)*blockSize) {
-			return nil
-		}
-		open, runKind = true, kind
-		b += layout.BlockNo(count)
+		first = to
 	}
-	if !stopped {
-		emit(end)
-	}
+	s.flush()
 	return nil
 }
 
-// statusBatch bounds the blocks that are looked up under one lock.
-const statusBatch = 64
+// statusChunk bounds the blocks that are described at a time: 16 TiB.
+const statusChunk = 1 << 32
 
-// kindRun returns the kind of block b and how many blocks, at most limit, are
-// known to be like it.
-func (v *Volume) kindRun(b layout.BlockNo, limit uint64) (layout.Kind, uint64, error) {
+// statusRun merges runs of one kind and cuts them to the range asked for.
+type statusRun struct {
+	fn      func(length int64, hole, zero bool) bool
+	pos     int64 // reported up to here
+	until   int64 // the open run ends here
+	end     int64
+	kind    layout.Kind
+	stopped bool
+}
+
+func (s *statusRun) add(to layout.BlockNo, kind layout.Kind) bool {
+	end := min(int64(to)*blockSize, s.end)
+	if kind != s.kind || s.until <= s.pos {
+		s.flush()
+		s.kind = kind
+	}
+	s.until = end
+	return !s.stopped
+}
+
+func (s *statusRun) flush() {
+	if s.until > s.pos && !s.stopped {
+		s.stopped = !s.fn(s.until-s.pos, s.kind == layout.Hole, s.kind != layout.Data)
+		s.pos = s.until
+	}
+}
+
+// memoryRun is a run of blocks that buffers or overlays know, or of blocks that
+// the map tree has to be asked for.
+type memoryRun struct {
+	end   layout.BlockNo
+	kind  layout.Kind
+	known bool
+}
+
+// statusChunk describes [first, last). It starts again behind what it has
+// reported if a checkpoint replaced the tree meanwhile.
+func (v *Volume) statusChunk(first, last layout.BlockNo, s *statusRun) error {
 	for try := 0; ; try++ {
-		kind, n, gen, err := v.kindRunOnce(b, limit)
-		if err == nil || try >= maxRetries {
-			return kind, n, err
+		v.mu.RLock()
+		root, gen := v.root, v.gen
+		runs := v.memoryRunsLocked(first, last)
+		v.mu.RUnlock()
+		var err error
+		for _, r := range runs {
+			if r.known {
+				first = r.end
+				if !s.add(first, r.kind) {
+					return nil
+				}
+				continue
+			}
+			err = v.store.tree.Runs(root, first, r.end, func(start layout.BlockNo, n uint64, kind layout.Kind) bool {
+				first = start + layout.BlockNo(n)
+				return s.add(first, kind)
+			})
+			if s.stopped {
+				return nil
+			}
+			if err != nil {
+				break
+			}
+			first = r.end
+		}
+		if err == nil {
+			return nil
 		}
 		v.mu.RLock()
 		moved := v.gen != gen
 		v.mu.RUnlock()
-		if !moved {
-			return kind, n, err
+		if !moved || try >= maxRetries {
+			return v.blockError(first, err)
 		}
 	}
 }
 
-func (v *Volume) kindRunOnce(b layout.BlockNo, limit uint64) (kind layout.Kind, n, gen uint64, err error) {
-	v.mu.RLock()
-	root, gen := v.root, v.gen
-	kind, known := v.memoryKindLocked(b)
-	n = 1
-	quiet := v.quietLocked()
-	for !quiet && n < min(limit, statusBatch) {
-		k, ok := v.memoryKindLocked(b + layout.BlockNo(n))
-		if ok != known || k != kind {
-			break
+// memoryRunsLocked cuts [first, last) where a buffer or an overlay changes what
+// is known: at every point and at both ends of every range.
+func (v *Volume) memoryRunsLocked(first, last layout.BlockNo) []memoryRun {
+	cuts := []layout.BlockNo{last}
+	cut := func(b layout.BlockNo) {
+		if b > first && b < last {
+			cuts = append(cuts, b)
 		}
-		n++
 	}
-	v.mu.RUnlock()
-	if known {
-		return kind, n, gen, nil
+	point := func(b layout.BlockNo) {
+		if b >= first && b < last {
+			cut(b)
+			cut(b + 1)
+		}
 	}
-	if quiet {
-		n = limit
+	ranges := func(z zeroRanges) {
+		for _, r := range z {
+			cut(r.start)
+			cut(r.end)
+		}
 	}
-	count := uint64(0)
-	err = v.store.tree.Runs(root, b, b+layout.BlockNo(n), func(start layout.BlockNo, m uint64, k layout.Kind) bool {
-		kind, count = k, m
-		return false
-	})
-	if err != nil {
-		return 0, 0, gen, v.blockError(b, err)
+	for _, b := range append(slices.Clone(v.frozen), v.active) {
+		if b == nil {
+			continue
+		}
+		for _, h := range b.homes {
+			if h != noHome {
+				point(layout.BlockNo(h))
+			}
+		}
+		ranges(b.zeros)
 	}
-	return kind, min(count, n), gen, nil
-}
-
-// quietLocked says that the map tree alone knows every block.
-func (v *Volume) quietLocked() bool {
-	return v.overlay.count == 0 && len(v.overlay.zeros) == 0 && v.ckpt == nil && len(v.frozen) == 0 && (v.active == nil || v.active.empty())
+	for _, o := range []*overlay{v.overlay, v.ckpt} {
+		if o != nil {
+			o.each(first, last, point)
+			ranges(o.zeros)
+		}
+	}
+	slices.Sort(cuts)
+	cuts = slices.Compact(cuts)
+	runs := make([]memoryRun, 0, len(cuts))
+	start := first
+	for _, end := range cuts {
+		kind, known := v.memoryKindLocked(start)
+		if n := len(runs); n > 0 && runs[n-1].kind == kind && runs[n-1].known == known {
+			runs[n-1].end = end
+		} else {
+			runs = append(runs, memoryRun{end, kind, known})
+		}
+		start = end
+	}
+	return runs
 }
 
 // memoryKindLocked is the kind of a block that a buffer or an overlay knows.
