@@ -30,7 +30,7 @@ func create(t *testing.T) vfs.File {
 }
 
 func TestConformance(t *testing.T) {
-	vfstest.Run(t, func(*testing.T, string) vfs.FS { return vfs.OS() })
+	vfstest.Run(t, func(t *testing.T) (vfs.FS, string) { return vfs.OS(), t.TempDir() })
 }
 
 // A page that was dropped from memory must be reported and not waited for.

@@ -40,3 +40,13 @@ func CopyTree(dst, src string) error {
 		return f.Close()
 	})
 }
+
+// CopyFile makes dst, which must not exist, a copy of the file src with its
+// holes.
+func CopyFile(dst, src string) error {
+	f, err := copySparse(dst, src)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}

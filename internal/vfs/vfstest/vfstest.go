@@ -15,15 +15,16 @@ import (
 	"github.com/fsximg/fsx/internal/vfs"
 )
 
-// Run tests the file system that mount returns for an empty directory.
-func Run(t *testing.T, mount func(t *testing.T, dir string) vfs.FS) {
+// Run tests the file system that mount returns, in the empty directory that it
+// also returns.
+func Run(t *testing.T, mount func(t *testing.T) (v vfs.FS, dir string)) {
 	for name, test := range map[string]func(*testing.T, vfs.FS, string){
 		"ReadWrite": readWrite, "AllocateAndPunch": allocateAndPunch, "Lock": lock,
 		"Names": names, "Failures": failures,
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
-			test(t, mount(t, dir), dir)
+			v, dir := mount(t)
+			test(t, v, dir)
 		})
 	}
 }
