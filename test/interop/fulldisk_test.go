@@ -95,9 +95,9 @@ func TestFullDisk(t *testing.T) {
 	for _, kind := range []string{"tmpfs", "ext4"} {
 		t.Run(kind, func(t *testing.T) {
 			rng := random(t)
-			disk := smallDisk(t, kind, 320)
+			disk := smallDisk(t, kind, 256)
 			s := newStore(t, disk)
-			s.create("1G")
+			s.create("512M")
 			filler := filepath.Join(disk, "filler")
 			writeFiller(t, filler, 40<<20)
 			srv := s.serve()
