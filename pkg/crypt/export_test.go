@@ -47,18 +47,41 @@ func NonceOf(a *Authority, seq uint64, prev *[32]byte) (Nonce, error) { return a
 // RecoveryText is the text of a recovery key of 32 given bytes.
 func RecoveryText(key []byte) string { return formatRecoveryKey(key) }
 
-// MemoryOf tells whether a key still has memory.
-func MemoryOf(k *DataKey) []byte {
-	if k.mem == nil {
-		return nil
-	}
-	return k.mem.b
-}
-
 // EncryptXTS encrypts one block as a data unit under a 64-byte XTS key.
 func EncryptXTS(key, block []byte, unit uint64) {
 	x := &xtsCipher{}
 	x.data, _ = aes.NewCipher(key[:32])
 	x.tweak, _ = aes.NewCipher(key[32:])
 	x.encrypt(new(scratch), block, unit)
+}
+
+// DecodeBag reads the plaintext of a bag; Encode is its inverse.
+func DecodeBag(plain []byte) (*Bag, error) { return decodeBag(plain) }
+
+// EncodeBag is the plaintext of a bag.
+func EncodeBag(b *Bag) []byte {
+	c, err := b.encode()
+	if err != nil {
+		panic(err)
+	}
+	defer c.free()
+	return append([]byte(nil), c.b...)
+}
+
+// RecoveryBytes is the key in a recovery key's secret.
+func RecoveryBytes(s Secret) []byte { return s.(*secret).mem.b }
+
+// Vault is a memory of its own, with a lock of the test's choice.
+type Vault struct{ m memory }
+
+// NewVault locks pages with lock.
+func NewVault(lock func([]byte) error) *Vault { return &Vault{memory{lock: lock}} }
+
+// Status is Memory of the vault.
+func (v *Vault) Status() MemoryStatus { return v.m.status() }
+
+// Alloc returns n bytes and what frees them.
+func (v *Vault) Alloc(n int) ([]byte, func()) {
+	c := v.m.newCell(n)
+	return c.b, c.free
 }

@@ -17,11 +17,13 @@ const (
 // vault is where secrets live: anonymous mappings outside the Go heap, locked
 // into RAM and left out of core dumps. It is the one mutable thing of the
 // package, because locked memory is a resource of the process.
-var vault memory
+var vault = memory{lock: unix.Mlock}
 
 // memory hands out cells from arenas of locked pages. A cell that is returned
 // is wiped first; an arena whose cells are all back is unmapped.
 type memory struct {
+	lock func([]byte) error
+
 	mu       sync.Mutex
 	arenas   []*arena
 	bytes    int64 // mapped now
@@ -30,6 +32,7 @@ type memory struct {
 }
 
 type arena struct {
+	home   *memory
 	mem    []byte
 	locked bool
 	mapped bool
@@ -49,10 +52,12 @@ type MemoryStatus struct {
 func (s MemoryStatus) Locked() bool { return s.Unlocked == 0 && s.Err == nil }
 
 // Memory reports on the memory that holds this process's secrets.
-func Memory() MemoryStatus {
-	vault.mu.Lock()
-	defer vault.mu.Unlock()
-	return MemoryStatus{Bytes: vault.bytes, Unlocked: vault.unlocked, Err: vault.err}
+func Memory() MemoryStatus { return vault.status() }
+
+func (m *memory) status() MemoryStatus {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return MemoryStatus{Bytes: m.bytes, Unlocked: m.unlocked, Err: m.err}
 }
 
 // cell is a piece of locked memory with one owner. It must be freed; if its
@@ -66,20 +71,22 @@ type cell struct {
 
 // newCell returns n zeroed bytes. It never fails: what cannot be mapped comes
 // from the Go heap and is counted as unlocked.
-func newCell(n int) *cell {
-	vault.mu.Lock()
-	defer vault.mu.Unlock()
+func newCell(n int) *cell { return vault.newCell(n) }
+
+func (m *memory) newCell(n int) *cell {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if n > cellSize {
-		a := vault.mapLocked(n)
+		a := m.mapLocked(n)
 		return &cell{b: a.mem[:n:n], arena: a, index: -1}
 	}
-	for _, a := range vault.arenas {
+	for _, a := range m.arenas {
 		if a.used < arenaCells {
 			return a.take(n)
 		}
 	}
-	a := vault.mapLocked(arenaSize)
-	vault.arenas = append(vault.arenas, a)
+	a := m.mapLocked(arenaSize)
+	m.arenas = append(m.arenas, a)
 	return a.take(n)
 }
 
@@ -100,13 +107,13 @@ func (a *arena) take(n int) *cell {
 func (m *memory) mapLocked(n int) *arena {
 	mem, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
-		a := &arena{mem: make([]byte, n)}
+		a := &arena{home: m, mem: make([]byte, n)}
 		m.noteLocked(a, err)
 		return a
 	}
-	a := &arena{mem: mem, mapped: true}
+	a := &arena{home: m, mem: mem, mapped: true}
 	if err = unix.Madvise(mem, unix.MADV_DONTDUMP); err == nil {
-		err = unix.Mlock(mem)
+		err = m.lock(mem)
 	}
 	a.locked = err == nil
 	m.noteLocked(a, err)
@@ -129,18 +136,19 @@ func (c *cell) free() {
 		return
 	}
 	clear(c.b)
-	vault.mu.Lock()
-	defer vault.mu.Unlock()
 	a := c.arena
+	m := a.home
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	c.b, c.arena = nil, nil
 	if c.index >= 0 {
 		a.inUse[c.index] = false
-		if a.used--; a.used > 0 || len(vault.arenas) == 1 {
+		if a.used--; a.used > 0 || len(m.arenas) == 1 {
 			return
 		}
-		vault.dropLocked(a)
+		m.dropLocked(a)
 	}
-	vault.unmapLocked(a)
+	m.unmapLocked(a)
 }
 
 func (m *memory) dropLocked(a *arena) {
