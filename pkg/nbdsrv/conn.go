@@ -47,6 +47,7 @@ type conn struct {
 
 	// Frozen when the transmission begins.
 	dev        Device
+	shared     *served
 	structured bool
 	readOnly   bool
 	allocation bool
@@ -67,6 +68,10 @@ type conn struct {
 	cancel context.CancelFunc
 	dead   atomic.Bool
 
+	logged       atomic.Int64 // when a device error was logged last, Unix nanoseconds
+	unlogged     atomic.Int64 // how many were not, since
+	sendingSince atomic.Int64 // Unix nanoseconds; 0 if nothing is being sent
+
 	wmu  sync.Mutex  // held while writing to nc
 	iov  net.Buffers // guarded by wmu
 	iovs [][]byte    // guarded by wmu: iov's memory
@@ -79,7 +84,6 @@ type conn struct {
 	done     taskList   // waiting to be sent
 	workers  int
 	flushing bool
-	syncErr  error // the first failed Flush; every later one fails, too
 	requests int   // tasks admitted and not yet sent
 	bytes    int64 // their payload
 	reserved int64 // the part of bytes that is not the server's budget's
@@ -103,6 +107,8 @@ func newConn(s *Server, nc net.Conn) *conn {
 // the server shuts down, and returns once nothing of it is in flight.
 func (c *conn) transmit(ses *session) error {
 	c.dev = ses.open.export.Device
+	c.shared = c.srv.acquire(c.dev)
+	defer c.srv.release(c.shared)
 	c.structured, c.allocation = ses.structured, ses.allocation
 	c.readOnly = ses.open.export.ReadOnly || c.dev.ReadOnly()
 	c.allowed = allowedFlags(c.structured)

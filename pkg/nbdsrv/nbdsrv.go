@@ -166,6 +166,10 @@ type Config struct {
 	// ConnReserve is the part of ConnMemory that no other connection can
 	// take away. Default 1 MiB.
 	ConnReserve int64
+	// StallTimeout is how long a client may take no replies while they hold
+	// Memory that others wait for; it is cut off then. Without such need no
+	// client is ever timed out. Default 30 s.
+	StallTimeout time.Duration
 }
 
 // withDefaults fills what is zero and raises what could never admit the
@@ -174,9 +178,8 @@ func (c Config) withDefaults() Config {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	if c.HandshakeTimeout <= 0 {
-		c.HandshakeTimeout = 10 * time.Second
-	}
+	setDefault(&c.HandshakeTimeout, 10*time.Second)
+	setDefault(&c.StallTimeout, 30*time.Second)
 	setDefault(&c.MaxHandshakes, 100)
 	setDefault(&c.MaxConns, 4096)
 	setDefault(&c.Workers, 256)
@@ -190,7 +193,7 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-func setDefault[T int | int64](v *T, def T) {
+func setDefault[T int | int64 | time.Duration](v *T, def T) {
 	if *v <= 0 {
 		*v = def
 	}

@@ -126,6 +126,20 @@ type request struct {
 	flags  uint16
 }
 
+// commandName is how the log names a command.
+func commandName(cmd uint16) string {
+	names := [...]string{"READ", "WRITE", "DISC", "FLUSH", "TRIM", "CACHE", "WRITE_ZEROES", "BLOCK_STATUS"}
+	if int(cmd) < len(names) {
+		return names[cmd]
+	}
+	return "unknown"
+}
+
+// changes says whether r changes the device's bytes.
+func (r request) changes() bool {
+	return r.cmd == cmdWrite || r.cmd == cmdTrim || r.cmd == cmdWriteZeroes
+}
+
 // decodeRequest reads the 28 bytes at p; ok is false if the magic is wrong.
 func decodeRequest(p []byte) (r request, ok bool) {
 	_ = p[requestLen-1]

@@ -1,6 +1,7 @@
 package nbdsrv_test
 
 import (
+	"bytes"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -39,6 +40,13 @@ func newRAM(size int64) *ramDevice {
 
 func (d *ramDevice) Size() int64    { return int64(len(d.data)) }
 func (d *ramDevice) ReadOnly() bool { return d.readOnly }
+
+// snapshot is a copy of everything.
+func (d *ramDevice) snapshot() []byte {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return bytes.Clone(d.data)
+}
 
 func (d *ramDevice) hook(set func()) {
 	d.hooks.Lock()

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"net"
+	"time"
 )
 
 // wouldBlock says whether a device asks for a worker.
@@ -84,6 +85,7 @@ func (c *conn) flush() error {
 
 // flushWith sends the queued replies and then t, if there is one.
 func (c *conn) flushWith(t *task) error {
+	begin := time.Now()
 	c.wmu.Lock()
 	list := c.takeDone(t)
 	c.send(c.batch.out[:c.pos], list)
@@ -93,7 +95,7 @@ func (c *conn) flushWith(t *task) error {
 	if c.dead.Load() {
 		return net.ErrClosed
 	}
-	return nil
+	return c.recheck(begin)
 }
 
 // pump sends what workers have completed, unless somebody is sending already:
@@ -105,32 +107,13 @@ func (c *conn) pump() {
 	}
 }
 
-// send writes first and the replies of list to the socket, in one call if the
-// transport can, and forgets the list's tasks. The caller holds wmu. A failure
-// cuts the connection.
+// send writes first and the replies of list to the socket and forgets the
+// list's tasks. The caller holds wmu. A failure cuts the connection.
 func (c *conn) send(first []byte, list taskList) {
-	var err error
-	switch {
-	case c.dead.Load():
-	case list.head == nil:
-		if len(first) > 0 {
-			_, err = c.nc.Write(first)
+	if !c.dead.Load() {
+		if err := c.write(first, list); err != nil {
+			c.cut(err)
 		}
-	case len(first) == 0 && list.head.next == nil:
-		if reply := list.head.reply; len(reply) > 0 {
-			_, err = c.nc.Write(reply)
-		}
-	default:
-		c.iovs = append(c.iovs[:0], first)
-		for t := list.head; t != nil; t = t.next {
-			c.iovs = append(c.iovs, t.reply)
-		}
-		c.iov = c.iovs
-		_, err = c.iov.WriteTo(c.nc)
-		clear(c.iovs)
-	}
-	if err != nil {
-		c.cut(err)
 	}
 	c.forget(list)
 }

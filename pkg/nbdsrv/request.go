@@ -27,8 +27,7 @@ func (c *conn) check(r request) *failure {
 	if r.cmd > cmdBlockStatus || r.cmd == cmdDisc {
 		return failCommand
 	}
-	writes := r.cmd == cmdWrite || r.cmd == cmdTrim || r.cmd == cmdWriteZeroes
-	if writes && c.readOnly {
+	if r.changes() && c.readOnly {
 		return failReadOnly
 	}
 	if r.flags&^c.allowed[r.cmd] != 0 {
@@ -153,11 +152,20 @@ func (c *conn) readLarge(r request) error {
 	return c.flushWith(t)
 }
 
+// writeNow writes if that takes no waiting, neither for the device nor for a
+// change of the same bytes that another connection has under way.
+func (c *conn) writeNow(p []byte, r request) error {
+	if c.shared.contested(c, r) {
+		return ErrWouldBlock
+	}
+	return c.dev.WriteAt(p, int64(r.offset), true)
+}
+
 // writeInline serves a WRITE whose payload lies in the receive buffer.
 func (c *conn) writeInline(r request) error {
 	p := c.batch.in[c.r : c.r+int(r.length)]
 	c.r += len(p)
-	err := c.dev.WriteAt(p, int64(r.offset), true)
+	err := c.writeNow(p, r)
 	switch {
 	case err == nil && r.flags&cmdFlagFUA == 0:
 		return c.replyEmpty(r)
@@ -187,7 +195,7 @@ func (c *conn) writeLarge(r request) error {
 		c.drop(t)
 		return err
 	}
-	err = c.dev.WriteAt(p, int64(r.offset), true)
+	err = c.writeNow(p, r)
 	switch {
 	case wouldBlock(err):
 		c.enqueue(t)

@@ -36,6 +36,7 @@ type Server struct {
 	closed    bool
 	listeners map[net.Listener]struct{}
 	conns     map[*conn]struct{}
+	devices   map[Device]*served
 }
 
 // New makes a server. Nothing runs until Serve or ServeConn.
@@ -50,6 +51,7 @@ func New(cfg Config) *Server {
 		empty:      make(chan struct{}),
 		listeners:  map[net.Listener]struct{}{},
 		conns:      map[*conn]struct{}{},
+		devices:    map[Device]*served{},
 	}
 }
 
@@ -268,7 +270,7 @@ func tune(nc net.Conn) {
 	case *net.TCPConn:
 		_ = nc.SetNoDelay(true)
 	case *net.UnixConn:
-		_ = nc.SetReadBuffer(unixSocketBuffer)
+		// The sender's buffer is the only one that counts here.
 		_ = nc.SetWriteBuffer(unixSocketBuffer)
 	}
 }

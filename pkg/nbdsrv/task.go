@@ -1,11 +1,16 @@
 package nbdsrv
 
+import "time"
+
 // taskReplyLen is room for any reply but a READ's or BLOCK_STATUS's success.
 const taskReplyLen = 384
 
 // task is a request that has left the receiving goroutine: it waits for a
 // worker, for a Flush or to be sent. It counts against the budgets until then.
 type task struct {
+	c             *conn
+	before, after *task // in the fence, guarded by served.mu
+
 	r      request
 	buf    *buffer // payload, or nil
 	reply  []byte  // what to send; in buf or in small
@@ -64,7 +69,7 @@ func (c *conn) admit(r request, n int) (*task, error) {
 	if !ok {
 		t = new(task)
 	}
-	t.r, t.size, t.global = r, size, global
+	t.c, t.r, t.size, t.global = c, r, size, global
 	if n > 0 {
 		t.buf = c.srv.buffers.get(n)
 	}
@@ -74,40 +79,65 @@ func (c *conn) admit(r request, n int) (*task, error) {
 // reserve takes size bytes of the connection's budget. What its own reserve
 // cannot cover is lent by the server's; that part is returned.
 func (c *conn) reserve(size int64) (global int64, err error) {
-	c.mu.Lock()
-	if !c.fitsLocked(size) {
-		c.mu.Unlock()
-		if err := c.flush(); err != nil {
-			return 0, err
+	if global, ok := c.tryReserve(size); ok {
+		if global == 0 || c.srv.memory.TryAcquire(global) {
+			return global, nil
 		}
-		c.mu.Lock()
-		for !c.fitsLocked(size) && c.cause == nil {
-			c.change.Wait()
-		}
+		c.unreserve(1, size, global)
 	}
-	if err := c.cause; err != nil {
-		c.mu.Unlock()
+	if err := c.flush(); err != nil {
 		return 0, err
 	}
-	c.requests++
-	c.bytes += size
-	if c.reserved+size <= c.srv.cfg.ConnReserve {
-		c.reserved += size
-	} else {
-		global = size
-	}
-	c.mu.Unlock()
-	if global == 0 || c.srv.memory.TryAcquire(global) {
-		return global, nil
-	}
-	err = c.flush()
-	if err == nil {
-		err = c.srv.memory.Acquire(c.ctx, global)
+	begin := time.Now()
+	global, err = c.awaitReserve(size)
+	if err == nil && global > 0 {
+		if err = c.borrow(global); err != nil {
+			c.unreserve(1, size, global)
+		}
 	}
 	if err != nil {
-		c.unreserve(1, size, size)
+		return 0, err
 	}
-	return global, err
+	if err := c.recheck(begin); err != nil {
+		c.srv.memory.Release(global)
+		c.unreserve(1, size, global)
+		return 0, err
+	}
+	return global, nil
+}
+
+// tryReserve takes size bytes of the connection's budget if they are free.
+// global of them are to be taken from the server's.
+func (c *conn) tryReserve(size int64) (global int64, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.fitsLocked(size) {
+		return 0, false
+	}
+	return c.reserveLocked(size), true
+}
+
+// awaitReserve is tryReserve that waits.
+func (c *conn) awaitReserve(size int64) (global int64, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for !c.fitsLocked(size) && c.cause == nil {
+		c.change.Wait()
+	}
+	if c.cause != nil {
+		return 0, c.cause
+	}
+	return c.reserveLocked(size), nil
+}
+
+func (c *conn) reserveLocked(size int64) (global int64) {
+	c.requests++
+	c.bytes += size
+	if c.reserved+size > c.srv.cfg.ConnReserve {
+		return size
+	}
+	c.reserved += size
+	return 0
 }
 
 func (c *conn) fitsLocked(size int64) bool {
@@ -138,7 +168,7 @@ func (c *conn) forget(list taskList) {
 		size += t.size
 		global += t.global
 		c.srv.buffers.put(t.buf)
-		t.buf, t.reply = nil, nil
+		t.c, t.buf, t.reply = nil, nil, nil
 		c.srv.tasks.Put(t)
 	}
 	if requests == 0 {

@@ -2,6 +2,7 @@ package nbdsrv
 
 import (
 	"encoding/binary"
+	"time"
 )
 
 // dispatch makes a task of r, with n bytes of buffer, for a worker.
@@ -31,6 +32,9 @@ func (c *conn) dispatchSync(r request) error {
 // enqueue hands t to the connection's workers, of which there are as many as
 // there is work for, up to ConnWorkers.
 func (c *conn) enqueue(t *task) {
+	if t.r.changes() {
+		c.shared.register(t)
+	}
 	c.mu.Lock()
 	c.queue.push(t)
 	start := c.workers < c.srv.cfg.ConnWorkers
@@ -62,16 +66,25 @@ func (c *conn) work() {
 // runTask carries out one task. A task of a dead connection that has not begun
 // is dropped: its client may have sent the request again elsewhere.
 func (c *conn) runTask(t *task) {
+	if t.r.changes() {
+		c.shared.await(t)
+	}
 	if c.dead.Load() {
+		if t.r.changes() {
+			c.shared.remove(t)
+		}
 		c.drop(t)
 		return
 	}
 	c.srv.slots <- struct{}{}
 	n, err := c.execute(t)
 	<-c.srv.slots
-	if err == nil && t.r.flags&cmdFlagFUA != 0 && t.r.cmd != cmdRead && t.r.cmd != cmdCache && t.r.cmd != cmdBlockStatus {
-		c.enqueueSync(t)
-		return
+	if t.r.changes() {
+		c.shared.remove(t)
+		if err == nil && t.r.flags&cmdFlagFUA != 0 {
+			c.enqueueSync(t)
+			return
+		}
 	}
 	if n > 0 {
 		c.settleStatus(t, n)
@@ -136,13 +149,11 @@ func (c *conn) enqueueSync(t *task) {
 	}
 }
 
-// sync flushes the device as long as tasks wait for it. A Flush that failed
-// once is never tried again: what it lost stays lost, and a later success
-// would hide it.
+// sync flushes the device as long as tasks wait for it.
 func (c *conn) sync() {
 	for {
 		c.mu.Lock()
-		list, err := c.syncing.take(), c.syncErr
+		list := c.syncing.take()
 		if list.head == nil {
 			c.flushing = false
 			c.change.Broadcast()
@@ -150,14 +161,11 @@ func (c *conn) sync() {
 			return
 		}
 		c.mu.Unlock()
-		if err == nil {
-			err = c.dev.Flush()
-		}
+		err := c.shared.flush()
 		for t := list.head; t != nil; t = t.next {
 			c.settle(t, err)
 		}
 		c.mu.Lock()
-		c.syncErr = err
 		for t := list.pop(); t != nil; t = list.pop() {
 			c.done.push(t)
 		}
@@ -166,11 +174,17 @@ func (c *conn) sync() {
 	}
 }
 
-// deviceFailed notes a device's error and describes it to the client.
+// deviceFailed logs a device's error, once a second at most, and describes it
+// to the client.
 func (c *conn) deviceFailed(err error, r request) *failure {
-	f := deviceFailure(err, r)
-	c.log.Error("request failed", "command", r.cmd, "offset", r.offset, "length", r.length, "error", err)
-	return f
+	now := time.Now().UnixNano()
+	if last := c.logged.Load(); now-last < int64(time.Second) || !c.logged.CompareAndSwap(last, now) {
+		c.unlogged.Add(1)
+	} else {
+		c.log.Error("request failed", "command", commandName(r.cmd), "offset", r.offset, "length", r.length,
+			"error", err, "unlogged", c.unlogged.Swap(0))
+	}
+	return deviceFailure(err, r)
 }
 
 // maxExtents is how many runs a BLOCK_STATUS reply tells of at most.

@@ -1,0 +1,5 @@
+//go:build race
+
+package nbdsrv_test
+
+const raceEnabled = true

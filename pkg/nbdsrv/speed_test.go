@@ -1,0 +1,161 @@
+package nbdsrv_test
+
+import (
+	"encoding/binary"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"runtime"
+	"syscall"
+	"testing"
+
+	"github.com/fsximg/fsx/pkg/nbdsrv"
+)
+
+// pair serves d over a socket pair and returns the negotiated client side.
+func pair(t testing.TB, d nbdsrv.Device, structured bool) *client {
+	t.Helper()
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ends [2]net.Conn
+	for i, fd := range fds {
+		f := os.NewFile(uintptr(fd), "pair")
+		if ends[i], err = net.FileConn(f); err != nil {
+			t.Fatal(err)
+		}
+		_ = f.Close()
+	}
+	s := nbdsrv.New(nbdsrv.Config{Exports: newExports().add(nbdsrv.Export{Name: "main", Device: d})})
+	ended := make(chan error, 1)
+	go func() { ended <- s.ServeConn(ends[1]) }()
+	c := &client{t: t, Conn: ends[0]}
+	t.Cleanup(func() {
+		_ = c.Close()
+		if err := <-ended; err != nil {
+			t.Errorf("connection ended with %v", err)
+		}
+	})
+	c.expect(be64(magicGreeting), be64(magicOption), be16(3))
+	c.send(be32(3))
+	if structured {
+		c.structure()
+	}
+	c.enter("main")
+	return c
+}
+
+// load drives a connection without allocating: depth requests of n bytes at
+// random multiples of n go out together, and again when all are answered.
+type load struct {
+	c        *client
+	cmd      uint16
+	n, depth int
+	blocks   int64
+	out, in  []byte
+	rnd      *rand.Rand
+}
+
+func newLoad(c *client, cmd uint16, n, depth int) *load {
+	l := &load{c: c, cmd: cmd, n: n, depth: depth, blocks: int64(c.size) / int64(n), rnd: rand.New(rand.NewPCG(1, 2))}
+	one := header(cmd, 0, 0, 0, uint32(n))
+	reply := 16
+	if cmd == cWrite {
+		one = append(one, pattern(n, 3)...)
+	} else if reply += n; c.structured {
+		reply += 12
+	}
+	for range depth {
+		l.out = append(l.out, one...)
+	}
+	l.in = make([]byte, reply*depth)
+	return l
+}
+
+// round sends one batch and takes the replies.
+func (l *load) round() error {
+	size := len(l.out) / l.depth
+	for i := range l.depth {
+		off := uint64(l.rnd.Int64N(l.blocks)) * uint64(l.n)
+		binary.BigEndian.PutUint64(l.out[i*size+16:], off)
+	}
+	if _, err := l.c.Write(l.out); err != nil {
+		return err
+	}
+	_, err := io.ReadFull(l.c, l.in)
+	return err
+}
+
+// TestNoAllocationPerRequest bounds the allocations of server and client
+// together, which is stricter than the server alone.
+func TestNoAllocationPerRequest(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector makes pools drop what they hold")
+	}
+	const depth, requests = 32, 100_000
+	for _, tt := range []struct {
+		name       string
+		cmd        uint16
+		n          int
+		structured bool
+		cold       bool
+	}{
+		{"read simple", cRead, 4096, false, false},
+		{"read structured", cRead, 4096, true, false},
+		{"write", cWrite, 4096, true, false},
+		{"cold read", cRead, 4096, true, true},
+		{"cold write", cWrite, 4096, true, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			d := newRAM(16 << 20)
+			d.cold.Store(tt.cold)
+			l := newLoad(pair(t, d, tt.structured), tt.cmd, tt.n, depth)
+			rounds := func(n int) {
+				for range n {
+					if err := l.round(); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			rounds(100) // fill the pools
+			runtime.GC()
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			rounds(requests / depth)
+			runtime.ReadMemStats(&after)
+			if per := float64(after.Mallocs-before.Mallocs) / requests; per >= 0.01 {
+				t.Errorf("%.4f allocations per request", per)
+			}
+		})
+	}
+}
+
+func BenchmarkServer(b *testing.B) {
+	for _, bb := range []struct {
+		name  string
+		cmd   uint16
+		n     int
+		depth int
+	}{
+		{"read/4K/qd1", cRead, 4096, 1},
+		{"read/4K/qd32", cRead, 4096, 32},
+		{"write/4K/qd1", cWrite, 4096, 1},
+		{"write/4K/qd32", cWrite, 4096, 32},
+		{"read/1M/qd4", cRead, 1 << 20, 4},
+		{"write/1M/qd4", cWrite, 1 << 20, 4},
+	} {
+		b.Run(bb.name, func(b *testing.B) {
+			l := newLoad(pair(b, newRAM(256<<20), true), bb.cmd, bb.n, bb.depth)
+			b.SetBytes(int64(bb.n))
+			b.ReportAllocs()
+			b.ResetTimer()
+			for done := 0; done < b.N; done += bb.depth {
+				if err := l.round(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

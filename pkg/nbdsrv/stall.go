@@ -1,0 +1,148 @@
+package nbdsrv
+
+import (
+	"context"
+	"errors"
+	"net"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// staleAfter is how long the receiving goroutine may be held up before
+	// it asks whether its client is still there.
+	staleAfter = time.Second
+	// sendPiece is how much is sent before the clock of a stalled send is
+	// set back.
+	sendPiece = 4 << 20
+)
+
+var (
+	errGone    = errors.New("client went away while its requests waited")
+	errStalled = errors.New("client takes no replies while others wait for memory")
+)
+
+// recheck is called after the receiving goroutine was held up since begin.
+// What it still holds may be old: if the client has closed the connection
+// meanwhile, it has perhaps sent the same requests elsewhere, and newer ones
+// after them. They must not be carried out then.
+func (c *conn) recheck(begin time.Time) error {
+	if c.raw == nil || time.Since(begin) < staleAfter {
+		return nil
+	}
+	// On TCP a client that is gone looks like one that has only said its
+	// last word; a Unix socket can tell.
+	events := int16(0)
+	if _, ok := c.nc.(*net.TCPConn); ok {
+		events = unix.POLLRDHUP
+	}
+	gone := false
+	err := c.raw.Control(func(fd uintptr) {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: events}}
+		n, err := unix.Poll(fds, 0)
+		gone = err == nil && n > 0
+	})
+	if err == nil && gone {
+		err = errGone
+	}
+	return err
+}
+
+// borrow takes size bytes of the server's budget, and waits for them if need
+// be. Memory that only waits for a client to take its replies is then taken
+// back after StallTimeout, by cutting that client off.
+func (c *conn) borrow(size int64) error {
+	for {
+		ctx, cancel := context.WithTimeout(c.ctx, c.srv.cfg.StallTimeout)
+		err := c.srv.memory.Acquire(ctx, size)
+		cancel()
+		if err == nil || c.ctx.Err() != nil {
+			return err
+		}
+		c.srv.cutStalled()
+	}
+}
+
+// cutStalled cuts the connections that hold some of the server's budget and
+// whose current send has made no progress for StallTimeout.
+func (s *Server) cutStalled() {
+	limit := time.Now().Add(-s.cfg.StallTimeout).UnixNano()
+	var stalled []*conn
+	s.mu.Lock()
+	for c := range s.conns {
+		if since := c.sendingSince.Load(); since != 0 && since < limit && c.borrows() {
+			stalled = append(stalled, c)
+		}
+	}
+	s.mu.Unlock()
+	for _, c := range stalled {
+		c.log.Warn("connection cut", "error", errStalled)
+		c.cut(errStalled)
+	}
+}
+
+// borrows says whether the connection holds some of the server's budget.
+func (c *conn) borrows() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.bytes > c.reserved
+}
+
+// write sends the replies of list behind first: in one call if they are few
+// bytes, in pieces if they are many, so that progress can be told from a
+// stall. The caller holds wmu.
+func (c *conn) write(first []byte, list taskList) error {
+	total := len(first)
+	for t := list.head; t != nil; t = t.next {
+		total += len(t.reply)
+	}
+	if total == 0 {
+		return nil
+	}
+	defer c.sendingSince.Store(0)
+	c.sendingSince.Store(time.Now().UnixNano())
+	if total == len(first) {
+		_, err := c.nc.Write(first)
+		return err
+	}
+	if total <= sendPiece {
+		return c.writeVector(first, list)
+	}
+	err := c.writePieces(first)
+	for t := list.head; t != nil && err == nil; t = t.next {
+		err = c.writePieces(t.reply)
+	}
+	return err
+}
+
+func (c *conn) writeVector(first []byte, list taskList) error {
+	c.iovs = c.iovs[:0]
+	if len(first) > 0 {
+		c.iovs = append(c.iovs, first)
+	}
+	for t := list.head; t != nil; t = t.next {
+		if len(t.reply) > 0 {
+			c.iovs = append(c.iovs, t.reply)
+		}
+	}
+	if len(c.iovs) == 1 {
+		_, err := c.nc.Write(c.iovs[0])
+		return err
+	}
+	c.iov = c.iovs
+	_, err := c.iov.WriteTo(c.nc)
+	return err
+}
+
+func (c *conn) writePieces(p []byte) error {
+	for len(p) > 0 {
+		n, err := c.nc.Write(p[:min(len(p), sendPiece)])
+		if err != nil {
+			return err
+		}
+		c.sendingSince.Store(time.Now().UnixNano())
+		p = p[n:]
+	}
+	return nil
+}
