@@ -11,8 +11,6 @@ import (
 // the whole map of about 4 GiB of fully written volume.
 const DefaultCacheBytes = 48 << 20
 
-const noLeaf = ^uint64(0)
-
 // cache holds verified bytes of nodes under the hash that they were verified
 // against. So an entry cannot be stale: a node whose slot was rewritten has
 // another hash. Which shard a node is in depends on its level and index, so
@@ -23,10 +21,9 @@ type cache struct {
 
 // newCache makes a cache of at most budget bytes, or of one shard.
 func newCache(budget int64) *cache {
-	// A shard's tables: at most 3/4 full at the smallest likely mean entry.
-	const shardBytes = shardSize + shardSize/16
-	n := max(1, uint64(budget)/shardBytes)
-	return &cache{shards: make([]shard, 1<<(bits.Len64(n)-1))}
+	// The tables of a shard are 1/12 of it when its nodes are full leaves.
+	const shardBytes = shardSize + shardSize/12
+	return &cache{shards: make([]shard, max(1, budget/shardBytes))}
 }
 
 // bytes is the memory that the cache takes.
@@ -49,7 +46,8 @@ func mix(x uint64) uint64 {
 }
 
 func (c *cache) shard(level uint8, index uint64) *shard {
-	return &c.shards[mix(index<<4|uint64(level))&uint64(len(c.shards)-1)]
+	i, _ := bits.Mul64(mix(index<<4|uint64(level)), uint64(len(c.shards)))
+	return &c.shards[i]
 }
 
 // copyNode appends a node's bytes to dst.
@@ -78,7 +76,7 @@ func (c *cache) block(root *layout.Hash, leaf uint64, h *layout.Hash, i uint, re
 	s.mu.Lock()
 	if pos, b := s.get(h); b != nil {
 		kind, ok = readBlock(b, i, ref), true
-		*s.shortcut(root, leaf) = shortcut{[16]byte(root[:16]), leaf, pos}
+		s.cuts.add(root, leaf, pos, leafBytes(b).data())
 	}
 	s.mu.Unlock()
 	return kind, ok
@@ -88,20 +86,19 @@ func (c *cache) block(root *layout.Hash, leaf uint64, h *layout.Hash, i uint, re
 func (c *cache) blockByRoot(root *layout.Hash, leaf uint64, i uint, ref *layout.BlockRef) (kind layout.Kind, ok bool) {
 	s := c.shard(0, leaf)
 	s.mu.Lock()
-	if len(s.short) > 0 {
-		cut := s.shortcut(root, leaf)
-		if cut.leaf == leaf && cut.root == [16]byte(root[:16]) && cut.pos >= s.tail {
-			e := s.entry(cut.pos)
-			markUsed(e)
-			kind, ok = readBlock(e[entryHeader:], i, ref), true
+	if pos, data, found := s.cuts.find(root, leaf); found && pos >= s.tail {
+		e := s.chunks[pos/chunkSize%shardChunks][pos%chunkSize:]
+		b := leafBytes(e[entryHeader:])
+		if bit := uint16(1) << i; data&bit != 0 {
+			b.refAt(bits.OnesCount16(data&(bit-1)), ref)
+			kind, ok = layout.Data, true
+		} else {
+			kind, ok = b.kind(i), true
 		}
+		markUsed(e)
 	}
 	s.mu.Unlock()
 	return kind, ok
-}
-
-func (s *shard) shortcut(root *layout.Hash, leaf uint64) *shortcut {
-	return &s.short[mix(leaf+be.Uint64(root[:]))>>20&uint64(len(s.short)-1)]
 }
 
 func readBlock(b leafBytes, i uint, ref *layout.BlockRef) layout.Kind {

@@ -38,17 +38,9 @@ type shard struct {
 	index []uint64
 	count int
 
-	short []shortcut
+	cuts shortcuts
 
-	_ [40]byte // shards do not share cache lines
-}
-
-// shortcut says at which position the leaf of a root lies. It need not be
-// removed: roots are named by their hash, and a position below tail is invalid.
-type shortcut struct {
-	root [16]byte // first half of the root's hash
-	leaf uint64
-	pos  uint64
+	_ [64]byte // shards do not share cache lines
 }
 
 const (
@@ -198,11 +190,7 @@ func (s *shard) grow() {
 			s.place(v)
 		}
 	}
-	// Shortcuts are only hints, so the smaller table is simply given up.
-	s.short = make([]shortcut, len(s.index)/2)
-	for i := range s.short {
-		s.short[i].leaf = noLeaf
-	}
+	s.cuts.resize(len(s.index))
 }
 
 // unlink removes a position, which is there, from the index, and moves back
@@ -230,7 +218,7 @@ func (s *shard) unlink(tag, pos uint64) {
 
 // bytes is the memory that the shard takes.
 func (s *shard) bytes() int64 {
-	n := int64(len(s.index))*8 + int64(len(s.short))*32
+	n := int64(len(s.index))*8 + s.cuts.bytes()
 	for _, c := range s.chunks {
 		n += int64(len(c))
 	}

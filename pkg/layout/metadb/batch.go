@@ -9,9 +9,11 @@ import (
 )
 
 const (
-	// batchBytes is when a batch hands its writes to Badger: below the limit of
-	// a transaction, which is 15 % of a memtable.
-	batchBytes = memTableSize / 12
+	// batchBytes and batchKeys are when a batch hands its writes to Badger:
+	// below the limits of a transaction, which are 15 % of a memtable, and as
+	// many skip list nodes as fit there (about 4,900).
+	batchBytes = memTableSize / 8
+	batchKeys  = 4_500
 	// batchTxns is how many transactions a batch has under way: one fills while
 	// another syncs.
 	batchTxns = 2
@@ -26,7 +28,8 @@ type Batch struct {
 	db    *DB
 	txn   *badger.Txn
 	ready chan *badger.Txn // empty transactions
-	size  int
+	size  int              // of what txn holds, as Badger counts
+	keys  int
 	arena []byte
 
 	pending sync.WaitGroup
@@ -82,8 +85,8 @@ func (b *Batch) copy(p []byte) []byte {
 
 // room makes sure that a transaction is open that can take n more bytes.
 func (b *Batch) room(n int) error {
-	const overhead = 128 // what Badger adds for each entry, generously
-	if b.txn != nil && b.size+n+overhead > batchBytes {
+	const overhead = 24 // what Badger counts for each entry, generously
+	if b.txn != nil && (b.size+n+overhead > batchBytes || b.keys == batchKeys) {
 		if err := b.commit(); err != nil {
 			return err
 		}
@@ -92,8 +95,9 @@ func (b *Batch) room(n int) error {
 		if err := b.failure(); err != nil {
 			return err
 		}
-		b.txn, b.size = <-b.ready, 0
+		b.txn, b.size, b.keys = <-b.ready, 0, 0
 	}
+	b.keys++
 	b.size += n + overhead
 	return nil
 }

@@ -28,7 +28,7 @@ func (t *Txn) GetAppend(key, dst []byte) ([]byte, error) {
 
 // Update runs fn and writes what it set as one atomic transaction, which is
 // durable and visible when Update returns nil. An error of fn is returned as it
-// is and nothing is written. About 2 MiB or 25,000 keys fit; more is
+// is and nothing is written. About 450 KiB or 4,900 keys fit; more is
 // ErrTooLarge and nothing is written. Updates do not detect conflicts: two that
 // run at the same time and read what the other writes need a lock of their own.
 func (d *DB) Update(fn func(*Txn) error) error {
