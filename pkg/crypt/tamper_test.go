@@ -295,3 +295,72 @@ func FuzzDecodeBag(f *testing.F) {
 		}
 	})
 }
+
+// forge makes the bytes of a one-slot keyring with a key-file slot whose fields
+// are whatever the forger, who has the secret, likes.
+func forge(file []byte, id crypt.ID, payload func(ad, key, commit []byte) []byte) *crypt.Keyring {
+	body := must(crypt.NewKeyring(testStore, fastKDF)).Encode()
+	binary.BigEndian.PutUint32(body[68:], 1)
+	header := cat([]byte{2, 0, 0, 1}, be32(80), id[:], make([]byte, 16))
+	ad, key, commit := refSlotKeys(testStore[:], header, file)
+	return must(crypt.ParseKeyring(cat(body, header, payload(ad, key, commit)), testStore))
+}
+
+func TestForgedSlots(t *testing.T) {
+	file, raw := counted("forged-", 48), counted("forged-key-", 32)
+	secret, id := must(crypt.NewKeyFile(file)), crypt.VolumeKeyFrom(raw).ID()
+	wrap := func(ad, key []byte) []byte { return refGCM(key).Seal(nil, make([]byte, 12), raw, ad) }
+	honest := func(ad, key, commit []byte) []byte { return cat(commit, wrap(ad, key)) }
+	must(forge(file, id, honest).Unlock(secret))
+
+	// Under another key's name.
+	_, err := forge(file, crypt.ID{1}, honest).Unlock(secret)
+	wantIs(t, err, crypt.ErrAuth)
+	// Without the commitment, as a ciphertext that opens under two keys needs.
+	_, err = forge(file, id, func(ad, key, _ []byte) []byte { return cat(make([]byte, 32), wrap(ad, key)) }).Unlock(secret)
+	wantIs(t, err, crypt.ErrWrongKey)
+}
+
+func TestForgedBags(t *testing.T) {
+	raw := counted("forged-key-", 32)
+	vk := crypt.VolumeKeyFrom(raw)
+	id := vk.ID()
+	body := must(crypt.NewKeyring(testStore, fastKDF)).Encode()
+	binary.BigEndian.PutUint32(body[72:], 1)
+	open := func(commit bool, plain []byte) error {
+		header := cat(testVolume[:], id[:], make([]byte, 64), be32(uint32(len(plain)+16)))
+		okm := refExpand(refPRK(raw), 64, fsx(0x21), testStore[:], testVolume[:], header[32:64])
+		if commit {
+			copy(header[64:], okm[32:])
+		}
+		ad := cat([]byte("FSXB\x01\x00\x00\x00"), testStore[:], header)
+		sealed := refGCM(okm[:32]).Seal(nil, make([]byte, 12), plain, ad)
+		_, err := must(crypt.ParseKeyring(cat(body, header, sealed), testStore)).OpenBag(testVolume, vk)
+		return err
+	}
+	plain := crypt.EncodeBag(crypt.NewBag())
+	if err := open(true, plain); err != nil {
+		t.Fatal(err)
+	}
+	wantIs(t, open(false, plain), crypt.ErrAuth)
+	plain[0] = 2
+	if open(true, plain) == nil {
+		t.Fatal("a bag of an unknown version is read")
+	}
+}
+
+// A slot of a known type and another size is refused, though all else fits.
+func TestSlotsOfOtherSizes(t *testing.T) {
+	k := must(crypt.NewKeyring(testStore, fastKDF))
+	must(k.AddSlot(must(crypt.NewVolumeKey()), keyFile(1)))
+	for _, n := range []int{0, 31, 79, 81} {
+		body := k.Encode()
+		body = append(body, 0)[:slotsAt+40+n]
+		body[slotsAt+7] = byte(n)
+		_, err := crypt.ParseKeyring(body, testStore)
+		wantIs(t, err, crypt.ErrKeyring)
+		body[slotsAt] = byte(crypt.SlotTPM2) // not opened here, so any size will do
+		_, err = must(crypt.ParseKeyring(body, testStore)).Unlock(keyFile(1))
+		wantIs(t, err, crypt.ErrWrongKey)
+	}
+}

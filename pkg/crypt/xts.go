@@ -47,6 +47,7 @@ func (x *xtsCipher) encrypt(s *scratch, block []byte, unit uint64) {
 		x.data.Encrypt(b, b)
 	}
 	subtle.XORBytes(block, block, s.tweak[:])
+	clear(s.tweak[:])
 }
 
 // open checks the tag before it decrypts.
@@ -63,6 +64,7 @@ func (x *xtsCipher) open(s *scratch, block []byte, unit uint64, tag *Tag) bool {
 		x.data.Decrypt(b, b)
 	}
 	subtle.XORBytes(block, block, s.tweak[:])
+	clear(s.tweak[:])
 	return true
 }
 
