@@ -189,7 +189,9 @@ func (r *Recorder) cleanup() {
 	}
 	// The test has failed or forgotten to unmount; files may be open.
 	unix.Unmount(r.Dir(), unix.MNT_DETACH)
-	r.Unmount()
+	r.child.Process.Kill()
+	r.stdin.Close()
+	r.child.Wait()
 }
 
 // Trace returns the record: of everything, once unmounted, and otherwise of

@@ -10,16 +10,13 @@ import (
 // the time: for people, and for golden files of an order of syncs and renames.
 // A run of writes to one file is one line.
 func (t *Trace) Dump(w io.Writer) error {
-	d := dumper{tree: NewTree(), entry: map[ID]entry{}}
+	d := dumper{}
 	if t.Base != "" {
-		base, paths, err := ReadTree(t.Base)
+		base, _, err := ReadTree(t.Base)
 		if err != nil {
 			return err
 		}
-		d.tree = base
-		for id, p := range paths {
-			d.entry[id] = entry{Root, p}
-		}
+		base.noteNames(d)
 	}
 	for i := 0; i < len(t.Ops); {
 		end := i + 1
@@ -39,44 +36,30 @@ func joins(a, b *Op) bool {
 }
 
 // dumper knows the name that each node had last.
-type dumper struct {
-	tree  *Tree
-	entry map[ID]entry
-}
+type dumper map[ID]entry
 
-type entry struct {
-	dir  ID
-	name string
-}
-
-func (d *dumper) path(id ID) string {
+func (d dumper) path(id ID) string {
 	if id == Root {
 		return "."
 	}
-	e, ok := d.entry[id]
+	e, ok := d[id]
 	if !ok {
 		return "?"
 	}
 	return path.Join(d.path(e.dir), e.name)
 }
 
-func (d *dumper) line(run []Op) string {
+func (d dumper) line(run []Op) string {
 	op := &run[0]
 	s := op.Kind.String() + " " + d.detail(run)
 	if op.Err != 0 {
 		return fmt.Sprintf("%s: %v", s, op.Err)
 	}
-	switch op.Kind {
-	case Create, Link:
-		d.entry[op.File] = entry{op.Dir, op.Name}
-	case Rename:
-		d.entry[op.File] = entry{op.Dir2, op.Name2}
-	}
-	d.tree.Apply(op)
+	noteName(d, op)
 	return s
 }
 
-func (d *dumper) detail(run []Op) string {
+func (d dumper) detail(run []Op) string {
 	op := &run[0]
 	switch op.Kind {
 	case Mark:

@@ -17,21 +17,22 @@ import (
 // (0 to len(Ops)). The same cut, seed and policy give the same image.
 //
 // Going through the cuts in ascending order is cheap: the durable state is
-// carried along. Another order is correct and starts over.
+// carried along. Another order, or a change of Policy.Journaled, is correct and
+// starts over.
 func (t *Trace) CrashImage(dir string, cut int, seed uint64, p Policy) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if cut < 0 || cut > len(t.Ops) {
 		return fmt.Errorf("cut %d of %d: %w", cut, len(t.Ops), fs.ErrInvalid)
 	}
-	if t.im != nil && t.im.at > cut {
+	if t.im != nil && (t.im.at > cut || t.im.journaled != p.Journaled) {
 		if err := t.im.close(); err != nil {
 			return err
 		}
 		t.im = nil
 	}
 	if t.im == nil {
-		im, err := newImager(t)
+		im, err := newImager(t, p.Journaled)
 		if err != nil {
 			return err
 		}
@@ -48,12 +49,14 @@ func (t *Trace) CrashImage(dir string, cut int, seed uint64, p Policy) error {
 // imager holds what is durable after the operations before at, and the
 // operations that are not. Unsynced files are objects in a flat directory.
 type imager struct {
-	t       *Trace
-	dir     string
-	at      int
-	durable *Tree         // durable entries; also has the nodes without one
-	names   []*Op         // changes of entries that are not durable, in order
-	files   map[ID]*state // what is in each regular file
+	t         *Trace
+	journaled string // see Policy
+	dir       string
+	at        int
+	durable   *Tree         // durable entries; also has the nodes without one
+	names     []*Op         // changes of entries that are not durable, in order
+	files     map[ID]*state // what is in each regular file
+	where     map[ID]entry  // the program's last name for each node
 }
 
 // state is the durable content of a file and the changes since.
@@ -71,12 +74,12 @@ type change struct {
 	lost bool
 }
 
-func newImager(t *Trace) (*imager, error) {
+func newImager(t *Trace, journaled string) (*imager, error) {
 	dir, err := os.MkdirTemp(filepath.Dir(t.data.Name()), "durable")
 	if err != nil {
 		return nil, err
 	}
-	im := &imager{t: t, dir: dir, durable: NewTree(), files: map[ID]*state{}}
+	im := &imager{t: t, journaled: journaled, dir: dir, durable: NewTree(), files: map[ID]*state{}, where: map[ID]entry{}}
 	if t.Base == "" {
 		return im, nil
 	}
@@ -85,6 +88,7 @@ func newImager(t *Trace) (*imager, error) {
 		return nil, err
 	}
 	im.durable = tree
+	tree.noteNames(im.where)
 	for id, path := range paths {
 		if n := tree.Node(id); n.IsFile() {
 			name := filepath.Join(t.Base, path)
@@ -116,6 +120,7 @@ func (im *imager) advance() error {
 			}
 		}
 		im.names = append(im.names, op)
+		noteName(im.where, op)
 	case op.changesFile():
 		if f := im.files[op.File]; f != nil {
 			f.pending = append(f.pending, change{op: op})
@@ -139,8 +144,8 @@ func (im *imager) sync(id ID) error {
 		im.syncNames(func(op *Op) bool { return op.Dir == id || op.Kind == Rename && op.Dir2 == id })
 		return nil
 	}
-	if im.t.Journaled {
-		im.syncNames(func(*Op) bool { return true })
+	if at, ok := im.where[id]; ok && im.journaled != "" && (im.journaled == "*" || im.where[at.dir].name == im.journaled) {
+		im.syncNames(func(op *Op) bool { return op.Dir == at.dir || op.Kind == Rename && op.Dir2 == at.dir })
 	}
 	f := im.files[id]
 	if f == nil || len(f.pending) == 0 {

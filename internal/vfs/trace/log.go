@@ -88,11 +88,6 @@ type Trace struct {
 	// Base is the directory as it was at the start, wholly durable; empty for
 	// an empty one. It must not change while the trace is in use.
 	Base string
-	// Journaled makes the sync of a file carry all names changed before it,
-	// as a journal with one running transaction (ext4) mostly does. Set it
-	// before the first image.
-	Journaled bool
-
 	data *os.File
 	mu   sync.Mutex
 	im   *imager // the running durable image behind CrashImage

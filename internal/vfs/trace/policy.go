@@ -27,16 +27,21 @@ const (
 type Policy struct {
 	Data  Survival
 	Names Survival
+	// Journaled is the last element of a directory's path ("*": of any). The
+	// sync of a file there also makes durable what was changed before in the
+	// directory's entries, which POSIX does not promise, but ext4, XFS and
+	// btrfs do for a new file. Badger relies on it.
+	Journaled string
 }
 
 // The usual policies.
 var (
-	DropUnsynced = Policy{None, None}
-	KeepAll      = Policy{All, All}
-	RandomWrites = Policy{Some, Some}
-	RandomTorn   = Policy{Torn, Some}
-	RandomMixed  = Policy{Mixed, Some}
-	RandomNames  = Policy{Mixed, Torn}
+	DropUnsynced = Policy{Data: None, Names: None}
+	KeepAll      = Policy{Data: All, Names: All}
+	RandomWrites = Policy{Data: Some, Names: Some}
+	RandomTorn   = Policy{Data: Torn, Names: Some}
+	RandomMixed  = Policy{Data: Mixed, Names: Some}
+	RandomNames  = Policy{Data: Mixed, Names: Torn}
 )
 
 // fates decides for one file. The zero value drops everything.

@@ -270,10 +270,17 @@ func TestBase(t *testing.T) {
 }
 
 func TestJournaled(t *testing.T) {
-	ops := []trace.Op{create(2, 1, "f"), write(2, 0, "x"), sync(2)}
+	ops := []trace.Op{mkdir(2, 1, "meta"), mkdir(3, 1, "vol"), sync(1),
+		create(4, 2, "f"), write(4, 0, "x"), sync(4), create(5, 3, "g"), write(5, 0, "y"), sync(5)}
 	tr := record(t, "", ops...)
-	tr.Journaled = true
-	expect(t, "journaled", outcomes(t, tr, 3, trace.RandomTorn, 50), "f=x")
+	for journaled, want := range map[string]string{
+		"": "meta/ vol/", "meta": "meta/ meta/f=x vol/", "*": "meta/ meta/f=x vol/ vol/g=y",
+	} {
+		p := trace.Policy{Journaled: journaled}
+		if got := image(t, tr, len(ops), 0, p); got != want {
+			t.Errorf("journaled %q: %q, want %q", journaled, got, want)
+		}
+	}
 }
 
 func TestImagesStaySparse(t *testing.T) {

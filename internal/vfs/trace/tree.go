@@ -169,3 +169,28 @@ func (t *Tree) walk(dir *Node, rel string, visit func(string, *Node) error) erro
 	}
 	return nil
 }
+
+// entry is a name that a node has or had.
+type entry struct {
+	dir  ID
+	name string
+}
+
+// noteNames adds a name of each node.
+func (t *Tree) noteNames(where map[ID]entry) {
+	for id, n := range t.nodes {
+		for name, child := range n.Entries {
+			where[child] = entry{id, name}
+		}
+	}
+}
+
+// noteName adds the name that op gives.
+func noteName(where map[ID]entry, op *Op) {
+	switch op.Kind {
+	case Create, Link:
+		where[op.File] = entry{op.Dir, op.Name}
+	case Rename:
+		where[op.File] = entry{op.Dir2, op.Name2}
+	}
+}
