@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"syscall"
 	"time"
 
 	"github.com/fsximg/fsx/pkg/crypt"
@@ -35,10 +36,18 @@ func (v *Volume) maintain() {
 		if err == nil {
 			err = v.compactSome(context.Background(), false)
 		}
+		if errors.Is(err, metadb.ErrNoSpace) {
+			err = fmt.Errorf("%w: %w", err, syscall.ENOSPC)
+		}
+		v.mu.Lock()
+		v.upkeepErr = err
+		if errors.Is(err, metadb.ErrFailed) {
+			v.poisonLocked(err) // the index takes no more writes
+		}
+		v.changed.Broadcast()
+		v.mu.Unlock()
 		if err != nil {
 			v.log.Error("checkpoint failed; the log keeps everything", "volume", v.name, "err", err)
-			// The writers that wait for it go on until the log's limits; the next
-			// attempt is due with the next write.
 			select {
 			case <-time.After(time.Second):
 			case <-v.stop:

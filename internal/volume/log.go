@@ -350,7 +350,10 @@ func (l *logger) ready() error {
 // and no error.
 func (l *logger) prepare() error {
 	v := l.v
-	class := v.space.nextClass()
+	v.mu.RLock()
+	recent := v.logBytes + l.written
+	v.mu.RUnlock()
+	class := v.space.nextClass(uint64(recent) / blockSize)
 	var err error
 	for {
 		if err = v.store.allow(int64(blockSize) << class); err == nil {

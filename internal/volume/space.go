@@ -66,11 +66,12 @@ func (t *spaceTable) totals() (live, used uint64, segments int) {
 	return t.live, t.used, len(t.segs)
 }
 
-// nextClass grows segments with the volume: 1, 4, 16 and 64 MiB.
-func (t *spaceTable) nextClass() uint8 {
-	_, used, n := t.totals()
+// nextClass grows segments with the volume: 1, 4, 16 and 64 MiB. recent are
+// the blocks written since the last checkpoint.
+func (t *spaceTable) nextClass(recent uint64) uint8 {
+	_, used, _ := t.totals()
 	for class := uint8(seglog.MinClass); class < seglog.MaxClass; class += 2 {
-		if n < 2 || used < 4<<class {
+		if used+recent < 4<<class {
 			return class
 		}
 	}

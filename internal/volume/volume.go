@@ -61,6 +61,7 @@ type Volume struct {
 	logBytes   int64              // log written since the last checkpoint
 	failed     error              // poisoned: the volume is read-only (I7)
 	closed     bool
+	upkeepErr  error // why the last checkpoint failed
 
 	wake     chan struct{} // to the log's goroutine
 	logDone  chan struct{}

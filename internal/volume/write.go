@@ -101,6 +101,9 @@ func (v *Volume) admitLocked(n int, nowait bool) error {
 			if nowait {
 				return ErrWouldBlock
 			}
+			if v.upkeepErr != nil && v.throttledLocked() {
+				return fmt.Errorf("volume %s: the log is full and its checkpoint fails: %w", v.name, v.upkeepErr)
+			}
 			v.kick()
 			v.kickUpkeep()
 			v.changed.Wait()
