@@ -18,10 +18,6 @@ import (
 // segment can no longer be made: a checkpoint is what frees log space, and
 // Badger dies of a full disk, being memory-mapped.
 const (
-	// logReserve is what a new segment must leave free.
-	logReserve = 48 << 20
-	// indexReserve is what every write to the index must find free.
-	indexReserve = 8 << 20
 	// ballastSize is allocated in a file that is given up when something else
 	// has filled the disk.
 	ballastSize = 32 << 20
@@ -34,7 +30,7 @@ func (s *Store) allow(size int64) error {
 	if err != nil {
 		return err
 	}
-	if free < size+logReserve {
+	if free < size+s.limits.logReserve {
 		return fmt.Errorf("%d bytes are free: %w", free, syscall.ENOSPC)
 	}
 	return nil
@@ -44,7 +40,7 @@ func (s *Store) allow(size int64) error {
 // removed rather than kept for reuse.
 func (s *Store) crowded() bool {
 	free, err := s.fs.Free(s.dir.Path)
-	return err == nil && free < logReserve+(256<<20)
+	return err == nil && free < s.limits.logReserve+(256<<20)
 }
 
 func (s *Store) ballastPath() string { return filepath.Join(s.dir.Path, ballastName) }
@@ -72,9 +68,9 @@ func (s *Store) checkBallast() error {
 	}
 	_, err = s.fs.Stat(s.ballastPath())
 	switch {
-	case err == nil && free < 2*indexReserve:
+	case err == nil && free < 2*s.limits.indexReserve:
 		return s.fs.Remove(s.ballastPath())
-	case errors.Is(err, fs.ErrNotExist) && free > 2*ballastSize+logReserve:
+	case errors.Is(err, fs.ErrNotExist) && free > 2*ballastSize+s.limits.logReserve:
 		return s.makeBallast()
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
@@ -86,7 +82,7 @@ func (s *Store) checkBallast() error {
 // ballast when that is needed.
 func (s *Store) freeForIndex() (int64, error) {
 	free, err := s.fs.Free(s.dir.Path)
-	if err != nil || free >= indexReserve {
+	if err != nil || free >= s.limits.indexReserve {
 		return free, err
 	}
 	if err := s.fs.Remove(s.ballastPath()); err != nil {

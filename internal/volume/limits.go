@@ -1,15 +1,22 @@
 package volume
 
-// limits say when a volume's upkeep is due.
+// limits say when a volume's upkeep is due, and what stays free on the disk.
+// Tests make them small.
 type limits struct {
 	overlay  int    // entries not checkpointed
 	log      int64  // bytes of log not checkpointed
 	cheapLog int64  // the same, when a checkpoint is cheap since homes lie together
 	slack    uint64 // blocks that may be dead beyond the live ones before a compaction
+
+	logReserve   int64 // bytes that a new segment must leave free
+	indexReserve int64 // bytes that every write to the index must find free
 }
 
 func defaultLimits() limits {
-	return limits{overlay: 384 << 10, log: 1 << 30, cheapLog: 256 << 20, slack: 64 << 10}
+	return limits{
+		overlay: 384 << 10, log: 1 << 30, cheapLog: 256 << 20, slack: 64 << 10,
+		logReserve: 48 << 20, indexReserve: 8 << 20,
+	}
 }
 
 // checkpointDue says that what the log holds should go into the map tree.

@@ -58,6 +58,8 @@ type Options struct {
 	Memory int64
 	// Log takes what goes on; nil discards it.
 	Log *slog.Logger
+
+	limits limits
 }
 
 // CreateOptions describe a new store.
@@ -107,6 +109,9 @@ func (o *Options) defaults() {
 	if o.Memory == 0 {
 		o.Memory = defaultNodeCache
 	}
+	if o.limits == (limits{}) {
+		o.limits = defaultLimits()
+	}
 	if o.Program == "" {
 		o.Program = filepath.Base(os.Args[0])
 	}
@@ -127,7 +132,7 @@ func Create(path string, o CreateOptions) (_ *Store, err error) {
 		o.Mode = crypt.AES256GCM
 	}
 	super := &layout.Superblock{UUID: newUUID(), Created: time.Now().Truncate(time.Second)}
-	s := &Store{opt: o.Options, limits: defaultLimits(), fs: o.FS, log: o.Log, keys: map[crypt.ID]*crypt.VolumeKey{}, volumes: map[layout.VolumeID]*Volume{}}
+	s := &Store{opt: o.Options, limits: o.limits, fs: o.FS, log: o.Log, keys: map[crypt.ID]*crypt.VolumeKey{}, volumes: map[layout.VolumeID]*Volume{}}
 	s.dir, err = store.Create(o.FS, path, o.Program, super)
 	if err != nil {
 		if !errors.Is(err, fs.ErrExist) {
@@ -229,7 +234,7 @@ func Open(path string, o Options) (_ *Store, err error) {
 	if err != nil {
 		return nil, mapCorrupt(err)
 	}
-	s := &Store{opt: o, limits: defaultLimits(), dir: dir, fs: o.FS, log: o.Log, keys: map[crypt.ID]*crypt.VolumeKey{}, volumes: map[layout.VolumeID]*Volume{}}
+	s := &Store{opt: o, limits: o.limits, dir: dir, fs: o.FS, log: o.Log, keys: map[crypt.ID]*crypt.VolumeKey{}, volumes: map[layout.VolumeID]*Volume{}}
 	s.opt.ReadOnly = o.ReadOnly || dir.Super.ReadOnly()
 	defer func() {
 		if err != nil {
@@ -265,7 +270,7 @@ func mapCorrupt(err error) error {
 }
 
 func (s *Store) openIndex(dir string, create bool) (err error) {
-	s.db, err = metadb.Open(dir, metadb.Options{Create: create, Log: s.log, Free: s.freeForIndex, MinFree: indexReserve})
+	s.db, err = metadb.Open(dir, metadb.Options{Create: create, Log: s.log, Free: s.freeForIndex, MinFree: s.limits.indexReserve})
 	if err != nil {
 		return err
 	}

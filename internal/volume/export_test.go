@@ -1,0 +1,32 @@
+package volume
+
+// Limits are when upkeep is due, for tests that want it all the time. A zero
+// field is the default.
+type Limits struct {
+	Overlay      int
+	Log          int64
+	Slack        uint64
+	LogReserve   int64
+	IndexReserve int64
+}
+
+// SetLimits changes the limits of a store that is opened with these options.
+func (o *Options) SetLimits(l Limits) {
+	d := defaultLimits()
+	if l.Overlay != 0 {
+		d.overlay = l.Overlay
+	}
+	if l.Log != 0 {
+		d.log, d.cheapLog = l.Log, l.Log
+	}
+	if l.Slack != 0 {
+		d.slack = l.Slack
+	}
+	if l.LogReserve != 0 {
+		d.logReserve = l.LogReserve
+	}
+	if l.IndexReserve != 0 {
+		d.indexReserve = l.IndexReserve
+	}
+	o.limits = d
+}
