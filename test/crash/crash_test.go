@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -364,4 +365,36 @@ func TestImageSpeed(t *testing.T) {
 	if median := took[len(took)/2]; median > time.Second {
 		t.Errorf("an image takes %v", median)
 	}
+}
+
+// After any operations, a cut that loses nothing gives what is there.
+func TestRecordIsWhole(t *testing.T) {
+	rec := crash.Mount(t, crash.Options{})
+	vfstest.Churn(t, vfs.OS(), rec.Dir(), 1, 600)
+	want := contents(t, rec.Dir())
+	rec.Unmount()
+	got := contents(t, rec.Image(len(rec.Trace().Ops), 0, trace.KeepAll))
+	if len(want) == 0 || !maps.Equal(got, want) {
+		t.Errorf("an image of %d files differs from the %d that were there", len(got), len(want))
+	}
+	for cut := 0; cut <= len(rec.Trace().Ops); cut += 97 {
+		for seed, p := range []trace.Policy{trace.DropUnsynced, trace.RandomMixed, trace.RandomNames} {
+			os.RemoveAll(rec.Image(cut, uint64(seed), p))
+		}
+	}
+}
+
+func contents(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	files := map[string]string{}
+	must(t, filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		rel, _ := filepath.Rel(dir, path)
+		files[rel] = string(data)
+		return err
+	}))
+	return files
 }

@@ -353,3 +353,26 @@ unlink d/base
 		t.Errorf("a crash leaves %q", files)
 	}
 }
+
+// After any operations, a cut that loses nothing gives what is there.
+func TestRecordIsWhole(t *testing.T) {
+	f, dir := mount(t, faultfs.Options{TraceDir: t.TempDir(), DropOnFailedSync: true})
+	vfstest.Churn(t, f, dir, 1, 600)
+	got, n := crash(t, f, trace.KeepAll), 0
+	tree, paths, err := trace.ReadTree(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id, path := range paths {
+		if !tree.Node(id).IsFile() {
+			continue
+		}
+		n++
+		if want := read(t, filepath.Join(dir, path)); got[path] != want {
+			t.Errorf("%s: %d bytes, want %d, or other content", path, len(got[path]), len(want))
+		}
+	}
+	if n == 0 || n != len(got) {
+		t.Errorf("%d files, and %d in the image", n, len(got))
+	}
+}
