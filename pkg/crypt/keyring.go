@@ -56,7 +56,7 @@ func (k *Keyring) Store() UUID { return k.store }
 func (k *Keyring) KDF() KDF { return k.kdf }
 
 // AddSlot wraps vk under s in a new slot with the lowest free number, which it
-// returns. A passphrase takes as long as the KDF says.
+// returns. A passphrase takes as long as the KDF says. Errors: ErrWiped, ErrFull.
 func (k *Keyring) AddSlot(vk *VolumeKey, s Secret) (int, error) {
 	kek, err := s.kek(k.kdf, &k.salt)
 	if err != nil {
@@ -66,7 +66,7 @@ func (k *Keyring) AddSlot(vk *VolumeKey, s Secret) (int, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	number := k.freeNumberLocked()
-	if number > maxSlots {
+	if number > maxSlots || !k.roomLocked(slotHeader+slotPayload) {
 		return 0, fmt.Errorf("add slot: %w", ErrFull)
 	}
 	if err := k.putSlotLocked(number, vk, s.Type(), kek.b); err != nil {
@@ -248,7 +248,7 @@ func (k *Keyring) SlotsDigest(vk ID) (sum [32]byte) {
 }
 
 // SetBag seals b under vk as the bag of volume vol, in place of the one before.
-// b stays the caller's.
+// b stays the caller's. Errors: ErrWiped, ErrFull; the bag before stays.
 func (k *Keyring) SetBag(vol UUID, vk *VolumeKey, b *Bag) error {
 	s, err := sealBag(k.store, vol, vk, b)
 	if err != nil {
@@ -257,12 +257,16 @@ func (k *Keyring) SetBag(vol UUID, vk *VolumeKey, b *Bag) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	i, ok := k.findBagLocked(vol)
-	switch {
-	case ok:
-		k.bags[i] = s
-	case len(k.bags) >= maxBags:
+	grow := len(s)
+	if ok {
+		grow -= len(k.bags[i])
+	}
+	if !ok && len(k.bags) >= maxBags || !k.roomLocked(grow) {
 		return fmt.Errorf("set bag of volume %s: %w", vol, ErrFull)
-	default:
+	}
+	if ok {
+		k.bags[i] = s
+	} else {
 		k.bags = slices.Insert(k.bags, i, s)
 	}
 	return nil

@@ -12,8 +12,9 @@ const (
 	maxBags       = 65535
 	kdfArgon2id   = 1
 
-	// MaxKeyring is the largest encoded keyring in bytes.
-	MaxKeyring = 64 << 20
+	// MaxKeyring is the largest encoded keyring in bytes: an area of the
+	// keyring file, 16 MiB, without its header.
+	MaxKeyring = 16<<20 - 64
 )
 
 // The encoded keyring. Integers are big endian.
@@ -53,6 +54,17 @@ func (k *Keyring) Encode() []byte {
 		b = append(b, s...)
 	}
 	return b
+}
+
+// roomLocked tells whether n more bytes fit.
+func (k *Keyring) roomLocked(n int) bool {
+	for _, s := range k.slots {
+		n += len(s)
+	}
+	for _, s := range k.bags {
+		n += len(s)
+	}
+	return keyringHeader+n <= MaxKeyring
 }
 
 // ParseKeyring reads what Encode wrote and nothing else: whatever it accepts

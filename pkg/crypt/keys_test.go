@@ -234,3 +234,33 @@ func TestBagSaltIsHedged(t *testing.T) {
 		t.Fatal("two bags share a salt")
 	}
 }
+
+// A keyring never grows beyond what its file holds.
+func TestKeyringIsBounded(t *testing.T) {
+	k := must(crypt.NewKeyring(testStore, fastKDF))
+	vk, b := must(crypt.NewVolumeKey()), crypt.NewBag()
+	for i := range crypt.MaxBagKeys {
+		if err := b.Add(crypt.DataKeyFrom(counted(strings.Repeat("b", 1+i%7)+string(rune(i)), 64), crypt.AES256GCM), false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantIs(t, b.Add(must(crypt.NewDataKey(crypt.AES256GCM)), false), crypt.ErrFull)
+	n := 0
+	for ; n < 100; n++ {
+		if err := k.SetBag(crypt.UUID{byte(n)}, vk, b); err != nil {
+			wantIs(t, err, crypt.ErrFull)
+			break
+		}
+	}
+	body := k.Encode()
+	if n != 31 || len(body) > crypt.MaxKeyring {
+		t.Fatalf("%d full bags in %d bytes", n, len(body))
+	}
+	if err := k.SetBag(crypt.UUID{3}, vk, b); err != nil {
+		t.Errorf("replacing a bag: %v", err)
+	}
+	must(crypt.ParseKeyring(body, testStore))
+	_, err := crypt.ParseKeyring(append(body, make([]byte, crypt.MaxKeyring)...), testStore)
+	wantIs(t, err, crypt.ErrKeyring)
+	b.Wipe()
+}
