@@ -52,8 +52,23 @@ func (s *store) serve(options ...string) *server {
 	return s.serveWith(append([]string{"--key-file", s.key}, options...)...)
 }
 
-// serveWith starts a server; the options name the key.
+// serveWith starts a server and waits for its URI; the options name the key.
 func (s *store) serveWith(options ...string) *server {
+	s.t.Helper()
+	srv, first := s.launch(options...)
+	select {
+	case srv.uri = <-first:
+	case <-time.After(2 * time.Minute):
+	}
+	if !strings.HasPrefix(srv.uri, "nbd") {
+		s.t.Fatalf("fsxnbd printed %q instead of its URI\n%s", srv.uri, srv.log)
+	}
+	return srv
+}
+
+// launch starts a server without waiting; its first line of output comes over
+// the channel.
+func (s *store) launch(options ...string) (*server, <-chan string) {
 	s.t.Helper()
 	// a socket's path is short: at most 107 bytes
 	dir, err := os.MkdirTemp("", "fsx")
@@ -75,14 +90,7 @@ func (s *store) serveWith(options ...string) *server {
 	s.t.Cleanup(srv.cleanup)
 	first := make(chan string, 1)
 	go srv.watch(bufio.NewReader(stdout), first)
-	select {
-	case srv.uri = <-first:
-	case <-time.After(2 * time.Minute):
-	}
-	if !strings.HasPrefix(srv.uri, "nbd") {
-		s.t.Fatalf("fsxnbd printed %q instead of its URI\n%s", srv.uri, srv.log)
-	}
-	return srv
+	return srv, first
 }
 
 // watch passes on the first line and waits for the end of the process.
