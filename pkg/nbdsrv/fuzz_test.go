@@ -1,0 +1,101 @@
+package nbdsrv_test
+
+import (
+	"io"
+	"net"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/fsximg/fsx/pkg/nbdsrv"
+)
+
+// fuzzServe feeds raw bytes to a server and fails if the connection outlives
+// them, an export stays open, or more memory was allocated than the limits
+// allow. A panic of the server is a panic of the test.
+func fuzzServe(t *testing.T, stream []byte) {
+	exports := newExports().
+		add(nbdsrv.Export{Name: "main", Description: "d", Device: newRAM(1 << 20)}).
+		add(nbdsrv.Export{Name: "ro", ReadOnly: true, Device: newRAM(1 << 20)})
+	s := nbdsrv.New(nbdsrv.Config{Exports: exports, HandshakeTimeout: 5 * time.Second})
+	near, far := net.Pipe()
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	ended := make(chan struct{})
+	go func() { _ = s.ServeConn(far); close(ended) }()
+	drained := make(chan struct{})
+	go func() { _, _ = io.Copy(io.Discard, near); close(drained) }()
+	_ = near.SetWriteDeadline(time.Now().Add(5 * time.Second))
+	_, _ = near.Write(stream)
+	_ = near.Close()
+	select {
+	case <-ended:
+	case <-time.After(20 * time.Second):
+		t.Fatal("the connection does not end")
+	}
+	<-drained
+	runtime.ReadMemStats(&after)
+	// One payload of the largest size, rounded up, and the fixed buffers.
+	if grown := after.TotalAlloc - before.TotalAlloc; grown > 2*nbdsrv.MaxPayload+8<<20 {
+		t.Fatalf("%d bytes of input made the server allocate %d MiB", len(stream), grown>>20)
+	}
+	if n := exports.inUse(); n != 0 {
+		t.Fatalf("%d exports were not released", n)
+	}
+}
+
+// opt is the wire form of an option.
+func opt(id uint32, data []byte) []byte {
+	return join(be64(magicOption), be32(id), be32(uint32(len(data))), data)
+}
+
+func FuzzNegotiation(f *testing.F) {
+	flags := be32(3)
+	for _, seed := range [][]byte{
+		nil, {0}, flags, be32(7),
+		join(flags, opt(oAbort, nil)),
+		join(flags, opt(oList, nil), opt(oList, []byte{1})),
+		join(flags, opt(oExportName, []byte("main"))),
+		join(be32(0), opt(oExportName, []byte("ro"))),
+		join(flags, opt(oInfo, info("main", 0, 1, 2, 3)), opt(oGo, info("none"))),
+		join(flags, opt(oStructured, nil), opt(oListMeta, meta("main")), opt(oSetMeta, meta("main", "base:allocation", "base:")), opt(oGo, info("main", 3))),
+		join(flags, opt(oStartTLS, nil), opt(oExtended, nil), opt(99, []byte("x"))),
+		join(flags, be64(magicOption), be32(oGo), be32(0xffffffff)),
+		join(flags, be64(magicOption), be32(oSetMeta), be32(1<<20)),
+		join(flags, opt(oInfo, join(be32(0xffffffff), []byte("main"), be16(0xffff)))),
+		join(flags, opt(oSetMeta, join(be32(4), []byte("main"), be32(0xffffffff)))),
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(fuzzServe)
+}
+
+func FuzzTransmission(f *testing.F) {
+	for _, seed := range [][]byte{
+		nil,
+		header(cRead, 0, 1, 0, 4096),
+		join(header(cWrite, fFUA, 1, 0, 4), []byte("data"), header(cFlush, 0, 2, 0, 0)),
+		join(header(cTrim, 0, 1, 5, 70000), header(cZero, fNoHole, 1, 0, 4096), header(cCache, 0, 1, 0, 1<<20)),
+		join(header(cSta, fReqOne, 1, 0, 1<<20), header(cSta, 0, 1, 4096, 100)),
+		join(header(cRead, fDF, 1, 0, 1<<20), header(cDisc, 0, 2, 0, 0)),
+		header(cWrite, 0, 1, 0, 0xffffffff),
+		header(cRead, 0, 1, 1<<64-512, 512),
+		header(cRead, 0, 1, 0, 64<<20),
+		join(header(cWrite, 0, 1, 1<<20, 8), []byte("refused!"), header(cRead, 0, 1, 0, 1)),
+		header(0xffff, 0xffff, 0, 0, 0),
+	} {
+		f.Add(false, false, seed)
+		f.Add(true, true, seed)
+	}
+	f.Fuzz(func(t *testing.T, structured, readOnly bool, stream []byte) {
+		name := "main"
+		if readOnly {
+			name = "ro"
+		}
+		hello := be32(3)
+		if structured {
+			hello = join(hello, opt(oStructured, nil), opt(oSetMeta, meta(name, "base:allocation")))
+		}
+		fuzzServe(t, join(hello, opt(oGo, info(name)), stream))
+	})
+}
