@@ -33,6 +33,7 @@ type arranger struct {
 	path     []string
 	global   optionSet
 	local    optionSet
+	help     bool // "help COMMAND" stands for "COMMAND --help"
 
 	globalFlags, localFlags, args []string
 }
@@ -45,9 +46,6 @@ type arranger struct {
 // unknown command are usage errors here, so that cli never prints its own.
 func Arrange(app *cli.App, argv []string) ([]string, error) {
 	a := &arranger{app: app, commands: app.Commands, global: newOptionSet(app.Flags)}
-	if !app.HideVersion {
-		a.global["version"] = false
-	}
 	rest := argv[1:]
 	for len(rest) > 0 {
 		tok := rest[0]
@@ -77,6 +75,10 @@ func (a *arranger) leaf() bool { return a.command != nil && len(a.commands) == 0
 func (a *arranger) word(tok string) error {
 	if a.leaf() {
 		a.args = append(a.args, tok)
+		return nil
+	}
+	if tok == "help" && a.command == nil {
+		a.help = true
 		return nil
 	}
 	for _, c := range a.commands {
@@ -153,6 +155,9 @@ func (a *arranger) unknown(tok, name string) error {
 func (a *arranger) result(program string) []string {
 	out := append([]string{program}, a.globalFlags...)
 	out = append(out, a.path...)
+	if a.help {
+		out = append(out, "--help")
+	}
 	out = append(out, a.localFlags...)
 	if len(a.args) > 0 {
 		out = append(append(out, "--"), a.args...)

@@ -8,9 +8,11 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strings"
 	"syscall"
 
+	"github.com/fsximg/fsx/pkg/crypt"
 	"github.com/urfave/cli/v2"
 )
 
@@ -67,6 +69,9 @@ type Run func(ctx context.Context, env *Env, c *cli.Context) error
 func Action(minArgs, maxArgs int, object func(*cli.Context) string, run Run) cli.ActionFunc {
 	return func(c *cli.Context) error {
 		env := c.App.Metadata[envKey].(*Env)
+		if c.Bool("version") {
+			return env.printVersion(c.App)
+		}
 		if err := env.configure(c); err != nil {
 			return err
 		}
@@ -82,11 +87,24 @@ func Action(minArgs, maxArgs int, object func(*cli.Context) string, run Run) cli
 		if cause := context.Cause(c.Context); errors.Is(cause, ErrInterrupted) && errors.Is(err, context.Canceled) {
 			err = cause
 		}
-		if obj := object(c); obj != "" {
-			name += " " + obj
-		}
-		return fmt.Errorf("%s: %w", name, err)
+		return named(name, object(c), err)
 	}
+}
+
+func (e *Env) printVersion(app *cli.App) error {
+	_, err := fmt.Fprintln(e.Stdout, app.Name, app.Version)
+	return err
+}
+
+// named puts the command and its object before an error, the object only once.
+func named(name, object string, err error) error {
+	switch text := err.Error(); {
+	case object == "" || strings.HasPrefix(text, object+" "):
+		return fmt.Errorf("%s: %w", name, err)
+	case strings.HasPrefix(text, object+": "):
+		return fmt.Errorf("%s %w", name, err)
+	}
+	return fmt.Errorf("%s %s: %w", name, object, err)
 }
 
 func plural(n int) string {
@@ -138,10 +156,20 @@ func (e *Env) configure(c *cli.Context) error {
 	return nil
 }
 
-// Main runs the program and returns its exit code. SIGINT and SIGTERM cancel
+// memoryLimit is what the Go heap tries to stay under: with what is not on it,
+// a program stays below 256 MiB of anonymous memory.
+const memoryLimit = 176 << 20
+
+// Main hardens the process, runs the program and returns its exit code. SIGINT and SIGTERM cancel
 // the commands' context once; a second one ends the process.
 func Main(app *cli.App, argv []string) int {
+	hardened := crypt.HardenProcess() // before anything could read a secret
+	debug.SetMemoryLimit(memoryLimit)
+	debug.SetGCPercent(50)
 	env := &Env{Program: app.Name, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
+	if hardened != nil {
+		env.Warn("%v", hardened)
+	}
 	prepare(app, env)
 	args, err := Arrange(app, argv)
 	if err == nil {
@@ -156,13 +184,18 @@ func Main(app *cli.App, argv []string) int {
 // prepare sets what is the same for every app, so that cli itself prints
 // nothing but help and never exits.
 func prepare(app *cli.App, env *Env) {
-	app.HideHelpCommand = true
+	// cli's own --version takes -v.
+	app.HideHelpCommand, app.HideVersion = true, true
+	app.Flags = append(app.Flags, &cli.BoolFlag{Name: "version", Usage: "print the version and stop"})
 	app.DisableSliceFlagSeparator = true
 	app.Metadata = map[string]any{envKey: env}
 	app.Writer, app.ErrWriter, app.Reader = env.Stdout, env.Stderr, env.Stdin
 	app.ExitErrHandler = func(*cli.Context, error) {}
 	app.OnUsageError = onUsageError
 	app.Action = func(c *cli.Context) error {
+		if c.Bool("version") {
+			return env.printVersion(c.App)
+		}
 		return WithHint(UsageErrorf("no command given"), "%s --help", app.Name)
 	}
 	for _, c := range app.Commands {

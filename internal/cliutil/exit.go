@@ -3,6 +3,7 @@ package cliutil
 import (
 	"errors"
 
+	"github.com/fsximg/fsx/internal/volume"
 	"github.com/fsximg/fsx/pkg/crypt"
 )
 
@@ -32,11 +33,11 @@ func ExitCode(err error) int {
 		{ExitSignal, []error{ErrInterrupted}},
 		{ExitUsage, []error{ErrUsage, crypt.ErrKDF, crypt.ErrMode, crypt.ErrPrintableKeyFile,
 			crypt.ErrKeyFileSize, crypt.ErrEmptyPassphrase, crypt.ErrLongPassphrase}},
-		{ExitNotFound, []error{ErrNotFound}},
-		{ExitKey, []error{ErrNoSecret, crypt.ErrWrongKey, crypt.ErrRecoveryKey}},
-		{ExitBusy, []error{ErrInUse}},
+		{ExitNotFound, []error{ErrNotFound, volume.ErrNotStore, volume.ErrNotFound}},
+		{ExitKey, []error{ErrNoSecret, crypt.ErrWrongKey, crypt.ErrRecoveryKey, volume.ErrKeyMissing}},
+		{ExitBusy, []error{ErrInUse, volume.ErrBusy}},
 		{ExitRepaired, []error{ErrRepaired}},
-		{ExitDamaged, []error{ErrDamaged}},
+		{ExitDamaged, []error{ErrDamaged, volume.ErrDamaged}},
 	} {
 		for _, s := range row.sentinels {
 			if errors.Is(err, s) {

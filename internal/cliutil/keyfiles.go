@@ -18,9 +18,9 @@ import (
 // maxSecretFile bounds what is read of a file that holds a secret.
 const maxSecretFile = 8 << 10
 
-// openSecret opens a file with a secret; "-" is stdin. Descriptors are taken
+// OpenInput opens a file for reading; "-" is stdin. Descriptors are taken
 // directly: a process that may not be dumped cannot open its own /dev/fd.
-func (e *Env) openSecret(path string) (*os.File, error) {
+func (e *Env) OpenInput(path string) (*os.File, error) {
 	if path == "-" || path == "/dev/stdin" {
 		return e.Stdin, nil
 	}
@@ -45,7 +45,7 @@ func (e *Env) openSecret(path string) (*os.File, error) {
 // readSecret reads a file with a secret; private asks for mode 0600 or
 // stricter of ordinary files. The caller clears the bytes.
 func (e *Env) readSecret(path string, private bool) ([]byte, error) {
-	f, err := e.openSecret(path)
+	f, err := e.OpenInput(path)
 	if err != nil {
 		return nil, bareError(err)
 	}

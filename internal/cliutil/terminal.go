@@ -17,6 +17,9 @@ func isTerminal(f any) bool {
 	return ok && term.IsTerminal(int(file.Fd()))
 }
 
+// StdoutIsTerminal is whether someone would see what goes to stdout.
+func (e *Env) StdoutIsTerminal() bool { return isTerminal(e.Stdout) }
+
 // openTerminal is the terminal to ask questions on: stdin when it is one, or
 // the controlling terminal when stdin carries data. ok is false without one.
 func (e *Env) openTerminal() (tty *os.File, release func(), ok bool) {

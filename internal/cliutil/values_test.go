@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/fsximg/fsx/internal/cliutil"
+	"github.com/fsximg/fsx/internal/volume"
 	"github.com/fsximg/fsx/pkg/crypt"
 )
 
@@ -115,6 +116,12 @@ func TestExitCode(t *testing.T) {
 		{crypt.ErrKDF, 2},
 		{crypt.ErrPrintableKeyFile, 2},
 		{cliutil.ErrNotFound, 3},
+		{volume.ErrNotStore, 3},
+		{volume.ErrNotFound, 3},
+		{volume.ErrVersion, 1},
+		{volume.ErrKeyMissing, 4},
+		{&volume.BusyError{}, 5},
+		{volume.ErrDamaged, 6},
 		{cliutil.ErrNoSecret, 4},
 		{crypt.ErrWrongKey, 4},
 		{crypt.ErrRecoveryKey, 4},

@@ -1,0 +1,32 @@
+// Command fsximg makes and manages encrypted copy-on-write block images.
+package main
+
+import (
+	"os"
+
+	"github.com/fsximg/fsx/internal/cliutil"
+	"github.com/fsximg/fsx/pkg/layout"
+	"github.com/urfave/cli/v2"
+)
+
+func main() { os.Exit(cliutil.Main(newApp(), os.Args)) }
+
+func newApp() *cli.App {
+	return &cli.App{
+		Name:    "fsximg",
+		Usage:   "make and manage encrypted copy-on-write block images",
+		Version: cliutil.VersionText(layout.Version),
+		Flags:   cliutil.CommonFlags(),
+		Commands: append([]*cli.Command{
+			createCommand(),
+			importCommand(),
+			exportCommand(),
+			infoCommand(),
+			listCommand(),
+			mapCommand(),
+			checkCommand(),
+			compactCommand(),
+			measureCommand(),
+		}, cliutil.GenerateCommands()...),
+	}
+}
