@@ -81,7 +81,7 @@ func (v *Volume) compactSegments(victims []layout.SegmentNo) error {
 	for class < seglog.MaxClass && total > 1<<class {
 		class += 2
 	}
-	dest := layout.SegmentNo(v.nextSegment.Add(1) - 1)
+	dest := v.newSegmentNo()
 	if err := v.files.Create(dest, class); err != nil {
 		return err
 	}
@@ -93,12 +93,14 @@ func (v *Volume) compactSegments(victims []layout.SegmentNo) error {
 	if err := v.repoint(moves, dest, class, used); err != nil {
 		return err // dest stays; a later compaction sorts it out
 	}
-	v.mu.Lock()
-	v.gen++
-	v.mu.Unlock()
 	for _, m := range moves {
 		v.cache.drop(extentName{v.id, m.id})
 	}
+	// Only now that nobody can find the old places any more: a reader that
+	// fails asks whether gen has moved since it began.
+	v.mu.Lock()
+	v.gen++
+	v.mu.Unlock()
 	return v.dropVictims(victims)
 }
 

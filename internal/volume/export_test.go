@@ -1,5 +1,7 @@
 package volume
 
+import "context"
+
 // Limits are when upkeep is due, for tests that want it all the time. A zero
 // field is the default.
 type Limits struct {
@@ -30,3 +32,6 @@ func (o *Options) SetLimits(l Limits) {
 	}
 	o.limits = d
 }
+
+// CompactAll compacts what can be compacted, without a checkpoint before.
+func (v *Volume) CompactAll(ctx context.Context) error { return v.compactSome(ctx, true) }

@@ -37,10 +37,11 @@ const (
 )
 
 type extentShard struct {
-	mu   sync.Mutex
-	m    map[extentName]*openExtent
-	ring []extentName
-	hand int
+	mu    sync.Mutex
+	m     map[extentName]*openExtent
+	ring  []extentName
+	hand  int
+	drops uint64 // calls of drop
 }
 
 func newExtentCache() *extentCache {
@@ -55,21 +56,28 @@ func (c *extentCache) shard(n extentName) *extentShard {
 	return &c.shards[uint64(n.id)*hashFactor>>60]
 }
 
-func (c *extentCache) get(n extentName) *openExtent {
+// get returns the cached extent, or nil and a ticket for put: an extent whose
+// record was read before its blocks moved must not come into the cache after
+// it was dropped from there.
+func (c *extentCache) get(n extentName) (x *openExtent, ticket uint64) {
 	s := c.shard(n)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	x := s.m[n]
+	x = s.m[n]
 	if x != nil {
 		x.used = true
 	}
-	return x
+	return x, s.drops
 }
 
-func (c *extentCache) put(n extentName, x *openExtent) {
+// put caches an extent whose record was read after get gave the ticket.
+func (c *extentCache) put(n extentName, x *openExtent, ticket uint64) {
 	s := c.shard(n)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.drops != ticket {
+		return
+	}
 	if _, ok := s.m[n]; ok {
 		s.m[n] = x
 		return
@@ -99,16 +107,15 @@ func (c *extentCache) drop(n extentName) {
 	s := c.shard(n)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, ok := s.m[n]; ok {
-		s.m[n] = nil // its place in the ring is taken over by the clock
-		delete(s.m, n)
-	}
+	s.drops++
+	delete(s.m, n) // its place in the ring is taken over by the clock
 }
 
 // extent returns the opened extent that a block reference names.
 func (v *Volume) extent(owner layout.VolumeID, id layout.ExtentID) (*openExtent, error) {
 	name := extentName{owner, id}
-	if x := v.cache.get(name); x != nil {
+	x, ticket := v.cache.get(name)
+	if x != nil {
 		return x, nil
 	}
 	rec, err := v.extentRecord(owner, id)
@@ -128,8 +135,8 @@ func (v *Volume) extent(owner layout.VolumeID, id layout.ExtentID) (*openExtent,
 	if err != nil {
 		return nil, err
 	}
-	x := &openExtent{rec: rec, cipher: cipher}
-	v.cache.put(name, x)
+	x = &openExtent{rec: rec, cipher: cipher}
+	v.cache.put(name, x, ticket)
 	return x, nil
 }
 

@@ -357,7 +357,7 @@ func (l *logger) prepare() error {
 	var err error
 	for {
 		if err = v.store.allow(int64(blockSize) << class); err == nil {
-			err = l.w.AddSegment(layout.SegmentNo(v.nextSegment.Load()), class)
+			err = l.w.AddSegment(v.newSegmentNo(), class)
 		}
 		if err == nil || !errors.Is(err, syscall.ENOSPC) || class == seglog.MinClass {
 			break
@@ -369,9 +369,6 @@ func (l *logger) prepare() error {
 	v.outOfSpace = errors.Is(err, syscall.ENOSPC)
 	if v.outOfSpace {
 		return nil
-	}
-	if err == nil {
-		v.nextSegment.Add(1)
 	}
 	return err
 }

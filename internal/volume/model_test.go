@@ -28,11 +28,16 @@ func secret(t testing.TB) crypt.Secret {
 
 func create(t testing.TB, path string, size int64) *volume.Store {
 	t.Helper()
-	s, err := volume.Create(path, volume.CreateOptions{Options: options(t), Size: size, Secrets: []crypt.Secret{secret(t)}})
+	s, err := volume.Create(path, createOptions(t, size))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return s
+}
+
+func createOptions(t testing.TB, size int64) volume.CreateOptions {
+	t.Helper()
+	return volume.CreateOptions{Options: options(t), Size: size, Secrets: []crypt.Secret{secret(t)}}
 }
 
 func options(t testing.TB) volume.Options {
@@ -45,7 +50,13 @@ func options(t testing.TB) volume.Options {
 
 func open(t testing.TB, path string) *volume.Store {
 	t.Helper()
-	s, err := volume.Open(path, options(t))
+	return openWith(t, path, options(t))
+}
+
+// openWith opens and unlocks a store.
+func openWith(t testing.TB, path string, o volume.Options) *volume.Store {
+	t.Helper()
+	s, err := volume.Open(path, o)
 	if err != nil {
 		t.Fatal(err)
 	}

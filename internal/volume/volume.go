@@ -123,6 +123,12 @@ func (v *Volume) poisonLocked(err error) {
 	v.changed.Broadcast()
 }
 
+// newSegmentNo takes a segment number, which is never given again: the log and
+// a compaction may want one at the same time.
+func (v *Volume) newSegmentNo() layout.SegmentNo {
+	return layout.SegmentNo(v.nextSegment.Add(1) - 1)
+}
+
 func (v *Volume) kick() {
 	select {
 	case v.wake <- struct{}{}:
