@@ -3,8 +3,10 @@ package maptree_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/fsximg/fsx/pkg/layout"
@@ -181,6 +183,8 @@ func TestModel(t *testing.T) {
 			}
 		}
 	}
+	w.exclusive()
+	w.noOrphans()
 	fresh := maptree.NewReader(w.db, maptree.ReaderOptions{CacheBytes: 1})
 	for _, v := range append(w.kept, w.heads...) {
 		verify(t, fresh, v.root, v.m, v.blocks)
@@ -188,5 +192,100 @@ func TestModel(t *testing.T) {
 			from := w.rng.Uint64N(v.blocks)
 			verifyRuns(t, w.r, v.root, v.m, from, from+w.rng.Uint64N(v.blocks))
 		}
+	}
+}
+
+func (w *world) nodes(root maptree.Root) map[maptree.NodeID]bool {
+	ids := map[maptree.NodeID]bool{}
+	for _, id := range nodesOf(w.t, w.r, root) {
+		ids[id] = true
+	}
+	return ids
+}
+
+// exclusive checks what is said to come free with a snapshot against the sets
+// of all blocks and nodes.
+func (w *world) exclusive() {
+	all := append(slices.Clone(w.kept), w.heads...)
+	for i, v := range all {
+		var others []maptree.Root
+		refs, ids := map[uint64]layout.BlockRef{}, w.nodes(v.root)
+		for b, at := range v.m {
+			if at.kind == layout.Data {
+				refs[b] = at.ref
+			}
+		}
+		for j, other := range all {
+			if j == i || w.rng.UintN(3) == 0 {
+				continue
+			}
+			others = append(others, other.root)
+			for b, at := range other.m {
+				if at.kind == layout.Data && refs[b] == at.ref {
+					delete(refs, b)
+				}
+			}
+			for id := range w.nodes(other.root) {
+				delete(ids, id)
+			}
+		}
+		var from uint64
+		if w.rng.UintN(2) == 0 {
+			from = w.rng.Uint64N(v.blocks)
+		}
+		maps.DeleteFunc(refs, func(b uint64, _ layout.BlockRef) bool { return b < from })
+		maps.DeleteFunc(ids, func(id maptree.NodeID, _ bool) bool { return (id.Index+1)<<maptree.Shift(id.Level) <= from })
+		err := w.r.Exclusive(context.Background(), v.root, others, maptree.ExclusiveOptions{
+			From: layout.BlockNo(from),
+			Ref: func(b layout.BlockNo, ref *layout.BlockRef) error {
+				if refs[uint64(b)] != *ref {
+					return fmt.Errorf("block %d, %v is not exclusive", b, *ref)
+				}
+				delete(refs, uint64(b))
+				return nil
+			},
+			Node: func(id maptree.NodeID) error {
+				if !ids[id] {
+					return fmt.Errorf("node %v is not exclusive", id)
+				}
+				delete(ids, id)
+				for b := range refs {
+					if b>>maptree.Shift(id.Level) == id.Index {
+						return fmt.Errorf("node %v came before its block %d", id, b)
+					}
+				}
+				return nil
+			},
+		})
+		if err != nil || len(refs) != 0 || len(ids) != 0 {
+			w.t.Fatalf("%d of %d blocks and %d nodes missed: %v", len(refs), len(v.m), len(ids), err)
+		}
+	}
+}
+
+// noOrphans checks that every stored node is reached by a head or a snapshot,
+// or is the other slot of one that is.
+func (w *world) noOrphans() {
+	live := map[maptree.NodeID]bool{}
+	for _, v := range append(slices.Clone(w.kept), w.heads...) {
+		for id := range w.nodes(v.root) {
+			live[id] = true
+			id.Gen ^= 1
+			live[id] = true
+		}
+	}
+	n := 0
+	for _, v := range w.heads {
+		if err := w.r.Nodes(v.id, func(id maptree.NodeID) error {
+			if n++; !live[id] || id.Owner != v.id {
+				return fmt.Errorf("node %v is an orphan", id)
+			}
+			return nil
+		}); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	if 2*n < len(live) {
+		w.t.Fatalf("%d nodes listed, %d live", n, len(live)/2)
 	}
 }

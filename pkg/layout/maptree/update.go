@@ -65,8 +65,8 @@ type Stats struct {
 // Update applies changes to a tree and returns the new root. New nodes go to w,
 // bottom-up, none twice; dead is called for every data reference that the new
 // tree has no more at its place, and dead itself decides what that frees. The
-// tree it starts from stays readable. Nodes that come out as they were are not
-// written, so changes that change nothing return the root they started from.
+// tree it starts from stays readable. What does not change is not written, so
+// changes that change nothing return the root they started from.
 //
 // Memory is bounded by the tree's height. After an error what was written is of
 // no consequence: the same update starts again from the same root.
@@ -364,19 +364,14 @@ func (u *updater) close() error {
 	return err
 }
 
-// write stores the node in u.buf, unless it is what it was.
+// write stores the node in u.buf.
 func (u *updater) write(level uint8, n *openNode) (pointer, error) {
 	p := pointer{layout.Data, u.o.Volume, uint64(u.o.Epoch) << 1, sha256.Sum256(u.buf)}
 	cached := level > 0
-	if n.old.kind == layout.Data {
-		if n.old.hash == p.hash {
-			return n.old, nil
-		}
+	if n.old.kind == layout.Data && n.old.owner == p.owner && n.old.gen>>1 == p.gen>>1 {
 		// The durable head reaches the old node: the other slot, then.
-		if n.old.owner == p.owner && n.old.gen>>1 == p.gen>>1 {
-			p.gen = n.old.gen ^ 1
-			cached = u.r.cache.remove(level, n.index, &n.old.hash) || cached
-		}
+		p.gen = n.old.gen ^ 1
+		cached = u.r.cache.remove(level, n.index, &n.old.hash) || cached
 	}
 	id := p.id(level, n.index)
 	u.key = id.AppendKey(u.key[:0])

@@ -62,13 +62,15 @@ func (r *Reader) verify(ctx context.Context, p *pointer, level uint8, index uint
 	return nil
 }
 
+// eachRef calls fn with the references of a leaf; they are valid during the
+// call only.
 func eachRef(b leafBytes, index uint64, fn func(layout.BlockNo, *layout.BlockRef) error) error {
 	if fn == nil {
 		return nil
 	}
 	n := 0
+	var ref layout.BlockRef
 	for set := b.data(); set != 0; set &= set - 1 {
-		var ref layout.BlockRef
 		b.refAt(n, &ref)
 		n++
 		if err := fn(layout.BlockNo(index<<leafShift|uint64(bits.TrailingZeros16(set))), &ref); err != nil {

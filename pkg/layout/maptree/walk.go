@@ -31,6 +31,7 @@ type walker struct {
 	start, n uint64 // the run held back
 	kind     layout.Kind
 	stopped  bool
+	ref      layout.BlockRef
 }
 
 func (r *Reader) walk(root Root, from, to layout.BlockNo, w walker) error {
@@ -101,10 +102,9 @@ func (w *walker) leaf(b leafBytes, lo, hi uint64) {
 		if w.stopped {
 			return
 		}
-		var ref layout.BlockRef
-		b.refAt(n, &ref)
+		b.refAt(n, &w.ref)
 		n++
-		w.stopped = !w.block(layout.BlockNo(at), 1, layout.Data, &ref)
+		w.stopped = !w.block(layout.BlockNo(at), 1, layout.Data, &w.ref)
 		w.start = at + 1
 	}
 }
