@@ -32,7 +32,7 @@ func runList(_ context.Context, env *cliutil.Env, c *cli.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	st, err := openStore(env, path, forReading)
+	st, err := env.OpenStore(path, forReading)
 	if err != nil {
 		return err
 	}

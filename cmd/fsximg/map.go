@@ -41,7 +41,7 @@ func runMap(_ context.Context, env *cliutil.Env, c *cli.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	st, err := openStore(env, ref.Store, forReading)
+	st, err := env.OpenStore(ref.Store, forReading)
 	if err != nil {
 		return err
 	}

@@ -245,7 +245,8 @@ func withSignals(parent context.Context) (context.Context, context.CancelFunc) {
 // printError writes "program: what: why" and, on a second line, a hint.
 func printError(w io.Writer, program string, err error) {
 	var quiet silent
-	if err == nil || errors.As(err, &quiet) {
+	var status ExitStatus
+	if err == nil || errors.As(err, &quiet) || errors.As(err, &status) {
 		return
 	}
 	fmt.Fprintf(w, "%s: %s\n", program, oneLine(err.Error()))

@@ -80,3 +80,9 @@ func hintOf(err error) string {
 	}
 	return ""
 }
+
+// ExitStatus is an error that ends the program with a given code, without a
+// message: the code of a command that it ran.
+type ExitStatus int
+
+func (s ExitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }

@@ -26,6 +26,10 @@ func ExitCode(err error) int {
 	if err == nil {
 		return ExitOK
 	}
+	var status ExitStatus
+	if errors.As(err, &status) {
+		return int(status)
+	}
 	for _, row := range []struct {
 		code      int
 		sentinels []error

@@ -129,6 +129,7 @@ func TestExitCode(t *testing.T) {
 		{cliutil.ErrDamaged, 6},
 		{cliutil.ErrRepaired, 7},
 		{cliutil.ErrInterrupted, 130},
+		{cliutil.ExitStatus(42), 42},
 		{cliutil.Silent(cliutil.ErrDamaged), 6},
 		{cliutil.WithHint(cliutil.ErrInUse, "wait"), 5},
 	} {

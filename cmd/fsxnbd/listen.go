@@ -1,0 +1,117 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/fsximg/fsx/internal/cliutil"
+	"golang.org/x/sys/unix"
+)
+
+// maxSocketPath is sockaddr_un's sun_path without its terminating zero.
+const maxSocketPath = 107
+
+// runDirectory is where a store's server keeps its socket, pid and log. It is
+// made if need be.
+func runDirectory(uuid string) (string, error) {
+	base := "/run"
+	if os.Geteuid() != 0 {
+		if base = os.Getenv("XDG_RUNTIME_DIR"); base == "" {
+			return "", cliutil.WithHint(cliutil.UsageErrorf("there is no run directory for the socket: XDG_RUNTIME_DIR is not set"),
+				"name a socket with --socket")
+		}
+	}
+	dir := filepath.Join(base, "fsx", uuid)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", fmt.Errorf("make run directory: %w", err)
+	}
+	return dir, nil
+}
+
+// listenUnix listens on a socket that only this user can connect to. A socket
+// that a dead server left is removed; one that somebody listens on is ErrInUse.
+func listenUnix(path string) (net.Listener, error) {
+	if len(path) > maxSocketPath {
+		return nil, cliutil.UsageErrorf("--socket: %s is longer than the %d bytes of a socket's path", path, maxSocketPath)
+	}
+	if err := removeStale(path); err != nil {
+		return nil, err
+	}
+	old := unix.Umask(0o177)
+	l, err := net.Listen("unix", path)
+	unix.Umask(old)
+	if err != nil {
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	return l, nil
+}
+
+func removeStale(path string) error {
+	st, err := os.Lstat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if st.Mode()&os.ModeSocket == 0 {
+		return fmt.Errorf("%s exists and is not a socket", path)
+	}
+	conn, err := net.DialTimeout("unix", path, time.Second)
+	if err == nil {
+		conn.Close()
+		return cliutil.Errorf(cliutil.ErrInUse, "another server listens on %s", path)
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return fmt.Errorf("look at %s: %w", path, err)
+	}
+	return os.Remove(path)
+}
+
+// listenTCP listens on HOST:PORT, which must be this machine's loopback: there
+// is no TLS, and what is served is not encrypted.
+func listenTCP(address string) (net.Listener, error) {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, cliutil.UsageErrorf("--listen %s: use HOST:PORT", address)
+	}
+	a, err := net.ResolveTCPAddr("tcp", address)
+	if err != nil {
+		return nil, cliutil.UsageErrorf("--listen %s: %v", address, err)
+	}
+	if host == "" || !a.IP.IsLoopback() {
+		return nil, cliutil.WithHint(cliutil.UsageErrorf("--listen %s: only loopback addresses: what is served is not encrypted", address),
+			"use --listen 127.0.0.1:10809, or a unix socket, and forward it with ssh")
+	}
+	l, err := net.ListenTCP("tcp", a)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, cliutil.Errorf(cliutil.ErrInUse, "another server listens on %s", address)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	return l, nil
+}
+
+// uri is the NBD URI of an export behind a listener.
+func uri(l net.Listener, export string) string {
+	path := (&url.URL{Path: "/" + export}).EscapedPath()
+	path = strings.ReplaceAll(path, ":", "%3A")
+	if l.Addr().Network() != "unix" {
+		return "nbd://" + l.Addr().String() + path
+	}
+	socket := l.Addr().String()
+	if abs, err := filepath.Abs(socket); err == nil {
+		socket = abs
+	}
+	// Only what would end the parameter: other programs do not all decode.
+	socket = strings.NewReplacer("%", "%25", "&", "%26", "#", "%23", "+", "%2B", " ", "%20").Replace(socket)
+	return "nbd+unix://" + path + "?socket=" + socket
+}

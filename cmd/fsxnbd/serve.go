@@ -1,0 +1,247 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strconv"
+	"time"
+
+	"github.com/fsximg/fsx/internal/cliutil"
+	"github.com/fsximg/fsx/internal/volume"
+	"github.com/fsximg/fsx/pkg/nbdsrv"
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	// payloadMemory bounds the payloads in flight: with the engine's own
+	// memory the server stays below 256 MiB.
+	payloadMemory = 64 << 20
+	// shutdownGrace is how long requests in flight may take at the end.
+	shutdownGrace = 30 * time.Second
+)
+
+func serveCommand() *cli.Command {
+	return &cli.Command{
+		Name: "serve", Usage: "serve the volumes of stores until SIGTERM", ArgsUsage: "STORE...",
+		Description: "Prints its URI on stdout when it is ready. With one store an export is called as its\n" +
+			"volume, and the empty name is main; with several STORE:VOLUME, without .fsx.",
+		Flags: append([]cli.Flag{
+			&cli.StringFlag{Name: "socket", Usage: "`PATH` of the unix socket (default: in the run directory)"},
+			&cli.StringFlag{Name: "listen", Usage: "also listen on the loopback address `HOST:PORT`"},
+			&cli.BoolFlag{Name: "read-only", Usage: "refuse all changes"},
+			&cli.StringSliceFlag{Name: "export", Usage: "serve only the export `NAME`; may be repeated"},
+			&cli.BoolFlag{Name: "require-all-keys", Usage: "do not start unless every volume opens"},
+			&cli.StringFlag{Name: "run", Usage: "run the shell command `CMD` with $uri, $nbd, $unixsocket, and end with it"},
+			&cli.StringFlag{Name: "pid-file", Usage: "write the process id to `FILE` when ready"},
+			&cli.BoolFlag{Name: "daemon", Usage: "go on in the background when ready; the log goes to the run directory"},
+		}, cliutil.OpenKeyFlags()...),
+		Action: cliutil.Action(1, -1, objectOfServe, runServe),
+	}
+}
+
+// objectOfServe is the store, when there is one.
+func objectOfServe(c *cli.Context) string {
+	if c.Args().Len() == 1 {
+		return c.Args().First()
+	}
+	return ""
+}
+
+func runServe(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) {
+	if c.Bool("daemon") && !isDaemon() {
+		if c.String("run") != "" {
+			return cliutil.UsageErrorf("--run and --daemon exclude each other")
+		}
+		return startDaemon(env)
+	}
+	x, err := openStores(ctx, env, c)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if closeErr := x.close(); err == nil {
+			err = closeErr
+		}
+	}()
+	if err := x.check(env, c.Bool("require-all-keys")); err != nil {
+		return err
+	}
+	debug.FreeOSMemory() // deriving keys took much
+	listeners, err := listeners(c, x)
+	if err != nil {
+		return err
+	}
+	err = serve(ctx, env, c, x, listeners)
+	if errors.Is(err, cliutil.ErrInterrupted) {
+		err = nil // being told to stop is no failure
+	}
+	return err
+}
+
+// openStores opens every store and tries the given keys on each. A store that
+// they do not open is kept, so that clients are told why.
+func openStores(ctx context.Context, env *cliutil.Env, c *cli.Context) (x *exports, err error) {
+	x = &exports{only: c.StringSlice("export"), readOnly: c.Bool("read-only"), log: env.Log}
+	defer func() {
+		if err != nil {
+			x.close()
+		}
+	}()
+	given, err := givenSecrets(env, c)
+	if err != nil {
+		return x, err
+	}
+	defer cliutil.WipeSecrets(given)
+	for _, path := range c.Args().Slice() {
+		s := &served{path: path, base: cliutil.StoreBase(path)}
+		for _, other := range x.stores {
+			if other.base == s.base {
+				return x, cliutil.UsageErrorf("%s and %s would both be served as %s", other.path, path, s.base)
+			}
+		}
+		if s.path, err = cliutil.StoreOnly(path); err != nil {
+			return x, err
+		}
+		if s.st, err = env.OpenStore(s.path, cliutil.Access(x.readOnly)); err != nil {
+			return x, named(c, path, err)
+		}
+		x.stores = append(x.stores, s)
+		if err := unlock(ctx, env, c, s, given); err != nil {
+			return x, named(c, path, err)
+		}
+	}
+	return x, nil
+}
+
+// named adds a store's path where there are several.
+func named(c *cli.Context, path string, err error) error {
+	if c.Args().Len() == 1 {
+		return err
+	}
+	return fmt.Errorf("%s: %w", path, err)
+}
+
+// givenSecrets reads the key options once, for all stores.
+func givenSecrets(env *cliutil.Env, c *cli.Context) ([]cliutil.Secret, error) {
+	for _, name := range []string{"passphrase-file", "key-file", "recovery-key-file"} {
+		if c.IsSet(name) {
+			return env.GivenKeys(c, "")
+		}
+	}
+	return nil, nil
+}
+
+func unlock(ctx context.Context, env *cliutil.Env, c *cli.Context, s *served, given []cliutil.Secret) error {
+	secrets := given
+	if len(given) == 0 {
+		var err error
+		if secrets, err = env.OpenKeys(ctx, c, s.path, s.st.Keyring().HasClearSlot()); err != nil {
+			return err
+		}
+		defer cliutil.WipeSecrets(secrets)
+	}
+	err := cliutil.Unlock(s.st, secrets)
+	if errors.Is(err, volume.ErrWrongKey) && c.Args().Len() > 1 && !c.Bool("require-all-keys") {
+		env.Warn("%v", err)
+		return nil // check will find out whether any volume opens
+	}
+	return err
+}
+
+// listeners opens the sockets; the first is the one that is told about.
+func listeners(c *cli.Context, x *exports) (out []net.Listener, err error) {
+	defer func() {
+		if err != nil {
+			for _, l := range out {
+				l.Close()
+			}
+		}
+	}()
+	socket := c.String("socket")
+	if socket == "" && c.String("listen") == "" {
+		dir, err := runDirectory(x.stores[0].st.UUID().String())
+		if err != nil {
+			return nil, err
+		}
+		socket = filepath.Join(dir, "nbd.sock")
+	}
+	if socket != "" {
+		l, err := listenUnix(socket)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, l)
+	}
+	if address := c.String("listen"); address != "" {
+		l, err := listenTCP(address)
+		if err != nil {
+			return out, err
+		}
+		out = append(out, l)
+	}
+	return out, nil
+}
+
+// serve runs the server until the context ends or --run's command does. All
+// requests have been answered when it returns.
+func serve(ctx context.Context, env *cliutil.Env, c *cli.Context, x *exports, listeners []net.Listener) error {
+	srv := nbdsrv.New(nbdsrv.Config{Exports: x, Log: env.Log, Memory: payloadMemory, ConnMemory: payloadMemory})
+	g, gctx := errgroup.WithContext(context.WithoutCancel(ctx))
+	for _, l := range listeners {
+		g.Go(func() error {
+			if err := srv.Serve(gctx, l); !errors.Is(err, nbdsrv.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+				return err
+			}
+			return nil
+		})
+	}
+	err := whileServing(ctx, gctx, env, c, x, listeners)
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
+	defer cancel()
+	if stopErr := srv.Shutdown(stop); err == nil && stopErr != nil {
+		err = fmt.Errorf("stop server: %w", stopErr)
+	}
+	if serveErr := g.Wait(); err == nil && serveErr != nil && !errors.Is(serveErr, context.Canceled) {
+		err = fmt.Errorf("serve: %w", serveErr)
+	}
+	return err
+}
+
+// whileServing tells that the server is ready, and waits until it is to end.
+func whileServing(ctx, serving context.Context, env *cliutil.Env, c *cli.Context, x *exports, listeners []net.Listener) error {
+	if file := c.String("pid-file"); file != "" {
+		if err := os.WriteFile(file, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
+			return fmt.Errorf("--pid-file: %w", err)
+		}
+		defer os.Remove(file)
+	}
+	export := ""
+	if len(x.only) == 1 && x.only[0] != cliutil.DefaultVolume {
+		export = x.only[0]
+	}
+	if script := c.String("run"); script != "" {
+		return runCommand(ctx, listeners[0], uri(listeners[0], export), export, script)
+	}
+	for _, l := range listeners {
+		if _, err := fmt.Fprintln(env.Stdout, uri(l, export)); err != nil {
+			return fmt.Errorf("write uri: %w", err)
+		}
+	}
+	if isDaemon() {
+		if err := detach(x.stores[0].st.UUID().String()); err != nil {
+			return err
+		}
+	}
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-serving.Done():
+		return nil // Wait tells why
+	}
+}

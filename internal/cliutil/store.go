@@ -1,0 +1,41 @@
+package cliutil
+
+import (
+	"errors"
+	"io/fs"
+
+	"github.com/fsximg/fsx/internal/volume"
+)
+
+// Access is how a command opens a store.
+type Access bool
+
+const (
+	ForReading Access = true
+	ForWriting Access = false
+)
+
+// OpenStore opens a store; no key is needed yet.
+func (e *Env) OpenStore(path string, how Access) (*volume.Store, error) {
+	st, err := volume.Open(path, volume.Options{ReadOnly: bool(how), Program: e.Program, Log: e.Log})
+	switch {
+	case err == nil:
+		return st, nil
+	case errors.Is(err, fs.ErrNotExist) && !errors.Is(err, volume.ErrDamaged):
+		return nil, Errorf(ErrNotFound, "no such store")
+	case errors.Is(err, volume.ErrBusy):
+		return nil, WithHint(err, "stop that process, or wait until it is done")
+	case errors.Is(err, volume.ErrVersion):
+		return nil, WithHint(err, "it was made by another version of fsximg; this is %s --version", e.Program)
+	}
+	return nil, err
+}
+
+// Unlock opens a store's volume keys. It wipes nothing.
+func Unlock(st *volume.Store, secrets []Secret) error {
+	err := st.Unlock(secrets)
+	if errors.Is(err, volume.ErrWrongKey) {
+		err = WithHint(err, "fsximg info %s shows what kinds of keys open it", st.Path())
+	}
+	return err
+}
