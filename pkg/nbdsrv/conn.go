@@ -22,6 +22,9 @@ const (
 	// inlineMax is the largest payload that goes through them. Larger ones
 	// have a buffer of their own.
 	inlineMax = 64 << 10
+	// scanSize is how much is read at once while large WRITEs come: enough
+	// for some headers, and little payload that has to be copied out.
+	scanSize = 8 << 10
 	// unixSocketBuffer replaces the kernel's default of about 200 KiB.
 	unixSocketBuffer = 1 << 20
 )
@@ -60,6 +63,7 @@ type conn struct {
 	batch   *batch
 	r, w    int
 	pos     int
+	large   bool // the last request was a WRITE with a buffer of its own
 	readFn  func(fd uintptr) bool
 	readLen int
 	readErr error
@@ -199,7 +203,7 @@ func (c *conn) fill() error {
 		c.r = 0
 	}
 	if c.raw == nil {
-		n, err := c.nc.Read(c.batch.in[c.w:])
+		n, err := c.nc.Read(c.free())
 		c.w += n
 		return err
 	}
@@ -211,12 +215,20 @@ func (c *conn) fill() error {
 	return c.readErr
 }
 
+// free is the part of the receive buffer to read into next.
+func (c *conn) free() []byte {
+	if c.large {
+		return c.batch.in[c.w:min(c.w+scanSize, receiveSize)]
+	}
+	return c.batch.in[c.w:]
+}
+
 // readReady reads once from the socket; false means that nothing was there. A
 // connection that has nothing to do holds no batch while it waits.
 func (c *conn) readReady(fd uintptr) bool {
 	c.takeBatch()
 	for {
-		n, err := syscall.Read(int(fd), c.batch.in[c.w:])
+		n, err := syscall.Read(int(fd), c.free())
 		switch {
 		case n > 0:
 			c.readLen, c.readErr = n, nil

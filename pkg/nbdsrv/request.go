@@ -76,6 +76,7 @@ func (c *conn) serveBatch() error {
 		if r.cmd == cmdDisc {
 			return errDisconnect
 		}
+		c.large = r.cmd == cmdWrite && r.length > inlineMax
 		if err := c.serve(r); err != nil {
 			return err
 		}

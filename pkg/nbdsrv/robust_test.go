@@ -489,3 +489,43 @@ func TestItem86NoSpace(t *testing.T) {
 		expectBytes(t, c.must(cRead, 0, 0, 4096, nil).data, pattern(4096, 1))
 	})
 }
+
+// TestPipelinedBehindGo: requests in the same segment as GO are the
+// transmission's, none is lost.
+func TestPipelinedBehindGo(t *testing.T) {
+	s, _ := serveRAM(t, nbdsrv.Config{}, 1<<20)
+	c := s.hello(t, 3)
+	c.send(opt(oGo, info("main")), header(cWrite, 0, 1, 5, 3), []byte("abc"), header(cRead, 0, 2, 4, 5))
+	c.expectReply(oGo, rInfo, nil)
+	c.expectReply(oGo, rAck, nil)
+	if a := c.answer(0); a.cookie != 1 || a.errno != 0 {
+		t.Fatalf("%+v", a)
+	}
+	expectBytes(t, c.answer(5).data, []byte("\x00abc\x00"))
+}
+
+// TestIdleConnectionsHoldNoBuffers: thousands of attached volumes are mostly
+// idle.
+func TestIdleConnectionsHoldNoBuffers(t *testing.T) {
+	const conns = 100
+	s, _ := serveRAM(t, nbdsrv.Config{}, 1<<20)
+	heap := func() int64 {
+		runtime.GC()
+		runtime.GC() // pools keep what they hold for one cycle
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	before := heap()
+	var all []*client
+	for range conns {
+		c := s.connect(t, "main", true)
+		c.must(cRead, 0, 0, 4096, nil)
+		c.must(cWrite, 0, 0, 4096, pattern(4096, 1))
+		all = append(all, c)
+	}
+	if per := (heap() - before) / conns; per > 32<<10 {
+		t.Errorf("%d bytes for an idle connection", per)
+	}
+	all[conns-1].alive()
+}
