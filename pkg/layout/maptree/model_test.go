@@ -267,8 +267,10 @@ func (w *world) exclusive() {
 // or is the other slot of one that is.
 func (w *world) noOrphans() {
 	live := map[maptree.NodeID]bool{}
+	reached := map[*volume]map[maptree.NodeID]bool{}
 	for _, v := range append(slices.Clone(w.kept), w.heads...) {
-		for id := range w.nodes(v.root) {
+		reached[v] = w.nodes(v.root)
+		for id := range reached[v] {
 			live[id] = true
 			id.Gen ^= 1
 			live[id] = true
@@ -279,6 +281,11 @@ func (w *world) noOrphans() {
 		if err := w.r.Nodes(v.id, func(id maptree.NodeID) error {
 			if n++; !live[id] || id.Owner != v.id {
 				return fmt.Errorf("node %v is an orphan", id)
+			}
+			for _, some := range w.heads {
+				if ok, err := w.r.Reaches(some.root, id); err != nil || ok != reached[some][id] {
+					return fmt.Errorf("volume %v reaches node %v: %v, %v", some.id, id, ok, err)
+				}
 			}
 			return nil
 		}); err != nil {

@@ -102,17 +102,9 @@ func (r *Reader) Lookup(root Root, block layout.BlockNo) (kind layout.Kind, ref 
 func (r *Reader) descend(root *Root, leaf uint64, i uint, ref *layout.BlockRef) (layout.Kind, error) {
 	p := rootPointer(root)
 	for level := root.Height; level > 0; level-- {
-		index := leaf >> (fanoutShift * level)
-		slot := uint(leaf>>(fanoutShift*(level-1))) % Fanout
-		c, ok := r.cache.child(level, index, &p.hash, slot)
-		if !ok {
-			var err error
-			if c, err = r.loadChild(&p, level, index, slot); err != nil {
-				return layout.Hole, err
-			}
-		}
-		if p = c; p.kind != layout.Data {
-			return p.kind, nil
+		var err error
+		if p, err = r.child(&p, level, leaf); err != nil || p.kind != layout.Data {
+			return p.kind, err
 		}
 	}
 	if kind, ok := r.cache.block(&root.Hash, leaf, &p.hash, i, ref); ok {
@@ -128,7 +120,14 @@ func (r *Reader) descend(root *Root, leaf uint64, i uint, ref *layout.BlockRef) 
 	return readBlock(b, i, ref), nil
 }
 
-func (r *Reader) loadChild(p *pointer, level uint8, index uint64, slot uint) (pointer, error) {
+// child is the pointer, in the node of the level, towards a leaf. On error its
+// kind is Hole.
+func (r *Reader) child(p *pointer, level uint8, leaf uint64) (pointer, error) {
+	index := leaf >> (fanoutShift * level)
+	slot := uint(leaf>>(fanoutShift*(level-1))) % Fanout
+	if c, ok := r.cache.child(level, index, &p.hash, slot); ok {
+		return c, nil
+	}
 	buf := r.bufs.Get().(*[]byte)
 	defer r.bufs.Put(buf)
 	b, err := r.load(p, level, index, *buf)
@@ -137,6 +136,26 @@ func (r *Reader) loadChild(p *pointer, level uint8, index uint64, slot uint) (po
 	}
 	r.cache.put(level, index, &p.hash, b)
 	return interiorBytes(b).child(slot), nil
+}
+
+// Reaches says whether a tree has a node. Nodes that no head and no snapshot
+// reaches, in either slot, are left over from interrupted updates.
+func (r *Reader) Reaches(root Root, id NodeID) (bool, error) {
+	if root.Height > MaxHeight {
+		return false, errHeight(&root)
+	}
+	leaf := id.Index << (fanoutShift * id.Level)
+	if id.Level > root.Height || leaf>>(fanoutShift*root.Height) != 0 {
+		return false, nil
+	}
+	p := rootPointer(&root)
+	for level := root.Height; level > id.Level && p.kind == layout.Data; level-- {
+		var err error
+		if p, err = r.child(&p, level, leaf); err != nil {
+			return false, err
+		}
+	}
+	return p.kind == layout.Data && p.id(id.Level, id.Index) == id, nil
 }
 
 func errHeight(root *Root) error {

@@ -63,10 +63,10 @@ type Stats struct {
 }
 
 // Update applies changes to a tree and returns the new root. New nodes go to w,
-// bottom-up, none twice; dead is called for every data reference that the new
-// tree has no more at its place, and dead itself decides what that frees. The
-// tree it starts from stays readable. What does not change is not written, so
-// changes that change nothing return the root they started from.
+// bottom-up, none twice; dead, if not nil, is called for every data reference
+// that the new tree has no more at its place, and decides itself what that
+// frees. The tree it starts from stays readable. What does not change is not
+// written, so changes that change nothing return the root they started from.
 //
 // Memory is bounded by the tree's height. After an error what was written is of
 // no consequence: the same update starts again from the same root.
@@ -399,6 +399,9 @@ func (u *updater) collapse(level uint8, n *openNode) error {
 
 func (u *updater) reportDead(ref *layout.BlockRef) error {
 	u.stats.Dead++
+	if u.dead == nil {
+		return nil
+	}
 	return u.dead(*ref)
 }
 
