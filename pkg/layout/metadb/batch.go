@@ -143,7 +143,7 @@ func (b *Batch) Flush() error {
 	if err != nil {
 		return err
 	}
-	if err := b.db.syncDir(); err != nil {
+	if err := syncDir(b.db.dir); err != nil {
 		return b.db.fail(err)
 	}
 	b.db.renewView()

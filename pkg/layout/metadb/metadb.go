@@ -8,8 +8,11 @@
 //
 // What Badger leaves to its user, and this package does:
 //
-//   - New files get no directory fsync. Every [Batch.Flush], [DB.Update] and
-//     [DB.Sync] ends with one.
+//   - New files get no directory fsync. [Open] and every [Batch.Flush],
+//     [DB.Update] and [DB.Sync] ends with one.
+//   - A log that is empty makes it refuse to open, and a power cut leaves one:
+//     between the creation of a log and its sizing, and between the emptying of
+//     one and its removal. [Open] removes them first.
 //   - A full disk is a SIGBUS in a memory-mapped log. Every write is preceded
 //     by a check of the free space ([Options.Free], [Options.MinFree]).
 //   - A write that failed to sync may or may not be there. After one the
@@ -109,9 +112,16 @@ func Open(dir string, o Options) (*DB, error) {
 	if _, err := os.Stat(filepath.Join(dir, manifestFile)); err != nil && !(o.Create && errors.Is(err, os.ErrNotExist)) {
 		return nil, fmt.Errorf("open metadata database: %w", err)
 	}
+	if err := dropEmptyLogs(dir); err != nil {
+		return nil, fmt.Errorf("open metadata database: %w", err)
+	}
 	bdb, err := badger.Open(badgerOptions(dir, o.Log))
 	if err != nil {
 		return nil, fmt.Errorf("open metadata database: %w", err)
+	}
+	// Badger has made its first logs, and relies on a later sync for their names.
+	if err := errors.Join(syncDir(dir), syncDir(filepath.Dir(filepath.Clean(dir)))); err != nil {
+		return nil, errors.Join(fmt.Errorf("open metadata database: %w", err), bdb.Close())
 	}
 	d := &DB{db: bdb, dir: dir, free: o.Free, min: o.MinFree}
 	if d.free == nil {
@@ -122,6 +132,32 @@ func Open(dir string, o Options) (*DB, error) {
 	}
 	d.renewView()
 	return d, nil
+}
+
+// dropEmptyLogs removes the logs without content, which have nothing to replay:
+// a memtable's log is sized before it is written, and emptied when its table is
+// durable; no value is in a value log.
+func dropEmptyLogs(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if ext := filepath.Ext(e.Name()); ext != ".mem" && ext != ".vlog" {
+			continue
+		}
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		if info.Size() != 0 {
+			continue
+		}
+		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // badgerOptions are the settings measured for this use; see the package
@@ -164,7 +200,7 @@ func (d *DB) Close() error {
 	if err := d.db.Close(); err != nil {
 		return fmt.Errorf("close metadata database: %w", err)
 	}
-	return d.syncDir()
+	return syncDir(d.dir)
 }
 
 // fail makes err the reason for refusing every later write.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 
@@ -107,6 +108,36 @@ func TestBatchReopen(t *testing.T) {
 	}
 }
 
+// A power cut leaves empty logs: one that was created and not yet sized, one
+// that was emptied and not yet removed. They must not keep the rest from being
+// read.
+func TestOpenDropsEmptyLogs(t *testing.T) {
+	dir := t.TempDir()
+	db := open(t, dir, metadb.Options{Create: true, MinFree: -1})
+	if err := db.Update(func(txn *metadb.Txn) error { return txn.Set(key(1), value(1)) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	empty := []string{"00000.mem", "00007.mem", "000000.vlog", "000009.vlog"}
+	for _, name := range empty {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	db = open(t, dir, metadb.Options{})
+	defer db.Close()
+	if !bytes.Equal(get(t, db, key(1)), value(1)) {
+		t.Error("wrong value")
+	}
+	for _, name := range empty {
+		if info, err := os.Stat(filepath.Join(dir, name)); err == nil && info.Size() == 0 {
+			t.Errorf("%s is still there", name)
+		}
+	}
+}
+
 func TestBatchCancel(t *testing.T) {
 	db := create(t)
 	b := db.NewBatch()
@@ -199,6 +230,47 @@ func TestNoSpace(t *testing.T) {
 	free = 1 << 20
 	if err := db.Update(set); err != nil {
 		t.Fatalf("space is back: %v", err)
+	}
+}
+
+// TestFailedWriteIsFinal: after a write whose durability is unknown nothing is
+// written any more, even if the reason is gone; reading goes on.
+func TestFailedWriteIsFinal(t *testing.T) {
+	dir := t.TempDir() + "/meta"
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	db := open(t, dir, metadb.Options{Create: true, MinFree: -1})
+	set := func(i int) error {
+		return db.Update(func(txn *metadb.Txn) error { return txn.Set(key(i), value(i)) })
+	}
+	if err := set(1); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(dir, dir+"-away"); err != nil { // no directory to sync
+		t.Fatal(err)
+	}
+	if err := set(2); err == nil {
+		t.Fatal("an update was acknowledged without a directory sync")
+	}
+	if err := os.Rename(dir+"-away", dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := set(3); !errors.Is(err, metadb.ErrFailed) {
+		t.Fatalf("update after a failure: %v", err)
+	}
+	b := db.NewBatch()
+	if err := b.Set(key(3), nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Flush(); !errors.Is(err, metadb.ErrFailed) {
+		t.Fatalf("batch after a failure: %v", err)
+	}
+	if !bytes.Equal(get(t, db, key(1)), value(1)) {
+		t.Fatal("wrong value")
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -14,7 +14,7 @@ func (d *DB) Sync() error {
 	if err := d.db.Sync(); err != nil {
 		return d.fail(fmt.Errorf("sync metadata: %w", err))
 	}
-	if err := d.syncDir(); err != nil {
+	if err := syncDir(d.dir); err != nil {
 		return d.fail(err)
 	}
 	return nil
@@ -23,8 +23,8 @@ func (d *DB) Sync() error {
 // syncDir makes the entries of new files durable. It is done after every write
 // instead of only when files appeared: a rotation in the background cannot be
 // told from outside, and the fsync of an unchanged directory is cheap.
-func (d *DB) syncDir() error {
-	f, err := os.Open(d.dir)
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
 	if err != nil {
 		return fmt.Errorf("sync metadata directory: %w", err)
 	}

@@ -47,7 +47,7 @@ func (d *DB) Update(fn func(*Txn) error) error {
 		return d.fail(err)
 	}
 	// The transaction may lie in a log file that is new in the directory.
-	if err := d.syncDir(); err != nil {
+	if err := syncDir(d.dir); err != nil {
 		return d.fail(err)
 	}
 	d.renewView()
