@@ -1,9 +1,6 @@
 package nbdsrv
 
-import (
-	"encoding/binary"
-	"time"
-)
+import "time"
 
 // dispatch makes a task of r, with n bytes of buffer, for a worker.
 func (c *conn) dispatch(r request, n int) error {
@@ -185,74 +182,4 @@ func (c *conn) deviceFailed(err error, r request) *failure {
 			"error", err, "unlogged", c.unlogged.Swap(0))
 	}
 	return deviceFailure(err, r)
-}
-
-// maxExtents is how many runs a BLOCK_STATUS reply tells of at most.
-const maxExtents = (inlineMax - 4) / blockStatusEntry
-
-// blockStatusSize is the buffer for a BLOCK_STATUS reply.
-func blockStatusSize(r request) int {
-	if r.flags&cmdFlagReqOne != 0 {
-		return 4 + blockStatusEntry
-	}
-	return inlineMax
-}
-
-// blockStatus fills t's buffer with the payload of a BLOCK_STATUS chunk:
-// neighbours of the same state in one entry, none past the request.
-func (c *conn) blockStatus(t *task) (n int, err error) {
-	limit := maxExtents
-	if t.r.flags&cmdFlagReqOne != 0 {
-		limit = 1
-	}
-	p := t.buf.b[bufferFront:]
-	binary.BigEndian.PutUint32(p, baseAllocationID)
-	n = 4
-	left := int64(t.r.length)
-	last, run := uint32(0), int64(0)
-	put := func() {
-		binary.BigEndian.PutUint32(p[n:], uint32(run))
-		binary.BigEndian.PutUint32(p[n+4:], last)
-		n += blockStatusEntry
-	}
-	err = c.dev.Status(int64(t.r.offset), left, func(length int64, hole, zero bool) bool {
-		length = min(length, left)
-		if length <= 0 {
-			return left > 0
-		}
-		state := uint32(0)
-		if hole {
-			state |= stateHole
-		}
-		if zero {
-			state |= stateZero
-		}
-		if run > 0 && state != last {
-			put()
-			run = 0
-			if limit--; limit == 0 {
-				return false
-			}
-		}
-		last = state
-		run += length
-		left -= length
-		return left > 0
-	})
-	switch {
-	case err != nil:
-		return 0, err
-	case run > 0:
-		put()
-	case n == 4: // The device said nothing: then it is data.
-		run = left
-		put()
-	}
-	return n, nil
-}
-
-// settleStatus makes t's reply of the n bytes that blockStatus left.
-func (c *conn) settleStatus(t *task, n int) {
-	t.reply = t.buf.b[bufferFront-chunkHeaderLen : bufferFront+n]
-	putChunkHeader(t.reply, chunkBlockStatus, t.r.cookie, uint32(n))
 }
