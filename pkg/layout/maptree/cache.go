@@ -117,7 +117,7 @@ func (c *cache) put(level uint8, index uint64, h *layout.Hash, node []byte) {
 	s.mu.Unlock()
 }
 
-// replace drops a node whose slot will be rewritten or forgotten, and says
+// remove drops a node whose slot will be rewritten or forgotten, and says
 // whether it was there.
 func (c *cache) remove(level uint8, index uint64, h *layout.Hash) bool {
 	s := c.shard(level, index)
