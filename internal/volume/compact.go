@@ -20,6 +20,9 @@ func (v *Volume) compactSome(ctx context.Context, all bool) error {
 }
 
 func (v *Volume) compactLocked(ctx context.Context, all bool) error {
+	if err := v.finishMoves(); err != nil {
+		return fmt.Errorf("compact volume %s: %w", v.name, err)
+	}
 	for {
 		live, used, _ := v.space.totals()
 		if !all && !v.store.crowded() && used < 2*live+v.store.limits.slack {
@@ -152,17 +155,21 @@ func (v *Volume) copyLive(victims []layout.SegmentNo, dest layout.SegmentNo) (mo
 			return nil, 0, err
 		}
 	}
+	if err := out.Truncate(int64(used) * blockSize); err != nil {
+		return nil, 0, err
+	}
 	// I1: the copy is durable before anything points to it.
 	return moves, used, out.Datasync()
 }
 
 // repoint makes the new segment's record and the extents' new places durable,
-// in that order: a record whose extents do not point to it only wastes space.
+// in that order: a record whose extents do not point to it only wastes space,
+// and as long as it is marked, finishMoves finds out.
 func (v *Volume) repoint(moves []move, dest layout.SegmentNo, class uint8, used uint32) error {
 	v.mu.RLock()
 	seq := v.head.Log.Seq
 	v.mu.RUnlock()
-	rec := &layout.SegmentRecord{Checkpoint: seq, Class: class, Kind: layout.SegmentCompacted, Used: used, Live: make([]byte, (used+7)/8)}
+	rec := &layout.SegmentRecord{Checkpoint: seq, Class: class, Kind: layout.SegmentCompacted, Moving: true, Used: used, Live: make([]byte, (used+7)/8)}
 	for at := range used {
 		rec.Live[at/8] |= 1 << (at % 8)
 	}
@@ -170,12 +177,9 @@ func (v *Volume) repoint(moves []move, dest layout.SegmentNo, class uint8, used 
 		rec.Extents = append(rec.Extents, m.id)
 	}
 	slices.Sort(rec.Extents)
-	if err := v.store.db.Update(func(tx *metadb.Txn) error {
-		return tx.Set(layout.SegmentKey(v.id, dest, 0), rec.Encode())
-	}); err != nil {
+	if err := v.setAccount(dest, rec, 0); err != nil {
 		return err
 	}
-	v.space.set(dest, infoOf(rec, 0))
 	batch := v.store.db.NewBatch()
 	defer batch.Cancel()
 	for _, m := range moves {
@@ -183,7 +187,56 @@ func (v *Volume) repoint(moves []move, dest layout.SegmentNo, class uint8, used 
 			return err
 		}
 	}
-	return batch.Flush()
+	if err := batch.Flush(); err != nil {
+		return err
+	}
+	rec.Moving = false
+	return v.setAccount(dest, rec, 0)
+}
+
+// setAccount replaces a segment's account with one that is right whether or not
+// a crash follows.
+func (v *Volume) setAccount(no layout.SegmentNo, rec *layout.SegmentRecord, slot uint8) error {
+	if err := v.store.db.Update(func(tx *metadb.Txn) error {
+		return tx.Set(layout.SegmentKey(v.id, no, slot), rec.Encode())
+	}); err != nil {
+		return err
+	}
+	v.space.set(no, infoOf(rec, slot))
+	return nil
+}
+
+// finishMoves corrects the accounts of segments into which a compaction was
+// moving extents when it was interrupted: where an extent's blocks are is what
+// its record says, and a copy that it does not point to is dead.
+func (v *Volume) finishMoves() error {
+	for _, no := range v.space.choose(func(_ layout.SegmentNo, s segmentInfo) bool { return s.moving }) {
+		info, _ := v.space.get(no)
+		rec, err := v.segmentRecord(no, info.slot)
+		if err != nil {
+			return err
+		}
+		here := make([]byte, len(rec.Live))
+		err = v.eachExtent(no, rec, func(_ layout.ExtentID, x layout.ExtentRecord) error {
+			for i := range x.Blocks {
+				if at, ok := x.BlockAt(uint8(i)); ok && at < rec.Used {
+					here[at/8] |= 1 << (at % 8)
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		for i := range here {
+			rec.Live[i] &= here[i]
+		}
+		rec.Moving = false
+		if err := v.setAccount(no, rec, info.slot); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // dropVictims retires segments whose live blocks have all moved.
@@ -210,6 +263,32 @@ func (v *Volume) reclaim() {
 	_ = v.files.DrainPool()
 }
 
+// compactAll gives back all space that it can, also that of the segment which
+// the log is in.
+func (v *Volume) compactAll(ctx context.Context) error {
+	if err := v.Checkpoint(ctx); err != nil {
+		return err
+	}
+	if err := v.compactSome(ctx, true); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	end := v.head.Log.Segment
+	info, ok := v.space.get(end)
+	v.leave = ok && (info.class > v.space.nextClass(0) || info.used-info.live > 1<<seglog.MinClass)
+	again := v.leave
+	v.mu.Unlock()
+	if again {
+		if err := v.Checkpoint(ctx); err != nil {
+			return err
+		}
+		if err := v.compactSome(ctx, true); err != nil {
+			return err
+		}
+	}
+	return v.files.DrainPool()
+}
+
 // CompactReport says what a compaction gave back.
 type CompactReport struct {
 	Before, After int64 // bytes on disk
@@ -229,13 +308,7 @@ func (s *Store) Compact(ctx context.Context) (r CompactReport, err error) {
 	}
 	s.mu.Unlock()
 	for _, v := range open {
-		if err := v.Checkpoint(ctx); err != nil {
-			return r, err
-		}
-		if err := v.compactSome(ctx, true); err != nil {
-			return r, err
-		}
-		if err := v.files.DrainPool(); err != nil {
+		if err := v.compactAll(ctx); err != nil {
 			return r, err
 		}
 	}

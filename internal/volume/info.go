@@ -92,6 +92,11 @@ func (s *Store) Volumes() ([]VolumeInfo, error) {
 
 func (s *Store) volumeInfoLocked(id layout.VolumeID) (VolumeInfo, error) {
 	h := s.heads[id]
+	if v := s.volumes[id]; v != nil {
+		v.mu.RLock()
+		h = v.head
+		v.mu.RUnlock()
+	}
 	i := VolumeInfo{
 		ID: id, UUID: h.UUID, Name: h.Name, Size: int64(h.Size), Created: h.Created,
 		VolumeKey: crypt.ID(h.VolumeKey), Mode: crypt.Mode(h.Mode), Parent: h.Parent, NeedsReplay: s.dir.Unclean,

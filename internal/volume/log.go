@@ -99,9 +99,9 @@ func (l *logger) step(force bool) error {
 		v.changed.Broadcast()
 		return nil
 	}
-	ticket, freeze, retry := v.flushSeq, v.freeze, v.retry
-	v.retry = false
-	commit := force || freeze != nil || ticket != v.flushed
+	ticket, freeze, retry, leave := v.flushSeq, v.freeze, v.retry, v.leave
+	v.retry, v.leave = false, false
+	commit := force || leave || freeze != nil || ticket != v.flushed
 	v.mu.Unlock()
 
 	if err := l.sealFrozen(commit || retry); err != nil {
@@ -109,6 +109,11 @@ func (l *logger) step(force bool) error {
 	}
 	if retry {
 		if err := l.ready(); err != nil {
+			return err
+		}
+	}
+	if leave {
+		if err := l.leaveSegment(); err != nil {
 			return err
 		}
 	}
@@ -303,10 +308,12 @@ func (l *logger) extent(b *buffer, blocks []homeSlot) error {
 
 // commit closes the open commit; when that moved the log to the next segment,
 // another one is prepared.
-func (l *logger) commit() error {
+func (l *logger) commit() error { return l.commitWith(l.w.Commit) }
+
+func (l *logger) commitWith(commit func(size uint64) error) error {
 	v := l.v
 	seq, seg, class := l.w.Seq(), l.w.Current(), l.w.Class()
-	if err := l.w.Commit(uint64(v.size)); err != nil {
+	if err := commit(uint64(v.size)); err != nil {
 		return err
 	}
 	l.written += blockSize
@@ -319,6 +326,32 @@ func (l *logger) commit() error {
 		return l.prepare()
 	}
 	return nil
+}
+
+// leaveSegment moves the log to another segment, no larger than need be, so
+// that the space of this one can go back. On a full disk it does nothing.
+func (l *logger) leaveSegment() error {
+	if !l.w.Begun() {
+		return l.ready()
+	}
+	if l.w.PreparedClass() > l.v.space.nextClass(0) {
+		if err := l.w.DropSegment(); err != nil {
+			return err
+		}
+	}
+	if l.w.NeedsSegment() {
+		if err := l.prepare(); err != nil || l.w.NeedsSegment() {
+			return err
+		}
+	}
+	if err := l.commitWith(l.w.CommitLast); err != nil {
+		return err
+	}
+	left := l.w.Tail()
+	if err := l.v.files.Shorten(left.Segment, left.End); err != nil {
+		return err
+	}
+	return l.commit() // so that the head can name a record of the new one
 }
 
 // ready begins the session's log if need be and prepares a segment.
@@ -343,6 +376,14 @@ func (l *logger) ready() error {
 	v.overlay.segment(l.w.Current(), l.w.Class(), l.w.Tail().Seq, l.w.Tail().End)
 	v.current = l.w.Current()
 	v.mu.Unlock()
+	// The log goes on in this session's segment now, not in the one that was
+	// named.
+	if v.named != 0 {
+		if err := v.files.Retire(v.named, 0, false); err != nil {
+			v.log.Warn("space of the log stays allocated", "volume", v.name, "err", err)
+		}
+		v.named = 0
+	}
 	return l.prepare()
 }
 

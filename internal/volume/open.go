@@ -118,24 +118,22 @@ func (v *Volume) openFiles() (err error) {
 // recovered is the end of a log that was read.
 type recovered struct {
 	seglog.Result
-	visited map[layout.SegmentNo]bool
+	ends map[layout.SegmentNo]uint32 // of the segments that it is in, in blocks
 }
 
 // recover replays what the log has behind the head's position into the
 // overlay.
 func (v *Volume) recover() (*recovered, error) {
-	rec := &recovered{visited: map[layout.SegmentNo]bool{}}
+	rec := &recovered{ends: map[layout.SegmentNo]uint32{v.head.Log.Segment: v.head.Log.End}}
 	r := seglog.Recovery{
 		Files: v.files, Volume: v.id, Sign: v.signRecord, Verify: v.verifyExtent,
 		Apply: func(r *layout.Record) error {
-			rec.visited[r.Segment] = true
+			rec.ends[r.Segment] = r.End()
 			return v.replay(r)
 		},
 	}
 	var err error
 	rec.Result, err = r.Run(v.head.Log)
-	rec.visited[v.head.Log.Segment] = true
-	rec.visited[rec.Tail.Segment] = true
 	if errors.Is(err, seglog.ErrDamaged) {
 		err = fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
@@ -178,7 +176,7 @@ func (v *Volume) verifyExtent(_ layout.ExtentID, op *layout.Op, data []byte) err
 func (v *Volume) replay(r *layout.Record) error {
 	// The class only sizes the bitmap; what follows may be larger.
 	class := uint8(seglog.MaxClass)
-	v.overlay.segment(r.Segment, class, r.Seq, r.Block+1)
+	v.overlay.segment(r.Segment, class, r.Seq, r.End())
 	v.size = int64(r.Size)
 	ordinal := uint16(0)
 	for i := range r.Ops {
@@ -208,6 +206,16 @@ func (v *Volume) begin(rec *recovered) error {
 	if err := v.removeLeftovers(rec); err != nil {
 		return err
 	}
+	if err := v.finishMoves(); err != nil {
+		v.log.Warn("space of an interrupted compaction stays allocated", "volume", v.name, "err", err)
+	}
+	for no, end := range rec.ends {
+		// Nobody writes there again: a session begins a segment of its own.
+		if err := v.files.Shorten(no, end); err != nil {
+			v.log.Warn("space of the log stays allocated", "volume", v.name, "err", err)
+		}
+	}
+	v.named = rec.Next
 	if err := v.startLogger(rec.Tail); err != nil {
 		return err
 	}
@@ -217,9 +225,12 @@ func (v *Volume) begin(rec *recovered) error {
 
 // removeLeftovers removes segment files that neither the log nor an account
 // names: prepared, pooled or half-compacted ones of a process that was killed.
+// The segment that the log's last record names stays, though it is empty: a
+// log that misses it is damaged, until the next session has begun.
 func (v *Volume) removeLeftovers(rec *recovered) error {
 	for _, no := range v.files.List() {
-		if _, known := v.space.get(no); known || rec.visited[no] {
+		_, known := v.space.get(no)
+		if _, inLog := rec.ends[no]; known || inLog || no == rec.Next {
 			continue
 		}
 		if err := v.files.Retire(no, 0, false); err != nil {

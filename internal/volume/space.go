@@ -19,6 +19,7 @@ type segmentInfo struct {
 	slot    uint8 // of the valid record
 	kind    layout.SegmentKind
 	punched bool
+	moving  bool // a compaction into it was interrupted
 	last    layout.Seq
 }
 
@@ -66,12 +67,12 @@ func (t *spaceTable) totals() (live, used uint64, segments int) {
 	return t.live, t.used, len(t.segs)
 }
 
-// nextClass grows segments with the volume: 1, 4, 16 and 64 MiB. recent are
-// the blocks written since the last checkpoint.
+// nextClass grows segments with what the volume has: 1, 4, 16 and 64 MiB.
+// recent are the blocks written since the last checkpoint.
 func (t *spaceTable) nextClass(recent uint64) uint8 {
-	_, used, _ := t.totals()
+	live, _, _ := t.totals()
 	for class := uint8(seglog.MinClass); class < seglog.MaxClass; class += 2 {
-		if used+recent < 4<<class {
+		if live+recent < 4<<class {
 			return class
 		}
 	}
@@ -204,7 +205,7 @@ func (c *changes) apply() {
 }
 
 func infoOf(r *layout.SegmentRecord, slot uint8) segmentInfo {
-	return segmentInfo{live: countBits(r.Live), used: r.Used, class: r.Class, slot: slot, kind: r.Kind, punched: r.Punched, last: r.Last}
+	return segmentInfo{live: countBits(r.Live), used: r.Used, class: r.Class, slot: slot, kind: r.Kind, punched: r.Punched, moving: r.Moving, last: r.Last}
 }
 
 func countBits(b []byte) (n uint32) {

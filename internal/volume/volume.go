@@ -35,6 +35,9 @@ type Volume struct {
 
 	// nextSegment is the lowest segment number never used.
 	nextSegment atomic.Uint64
+	// named is the empty segment that the last session's last record names; 0
+	// if there is none, or this session has begun.
+	named layout.SegmentNo
 
 	mu         sync.RWMutex
 	changed    *sync.Cond // on mu: space, frozen buffers, flushes or the overlay moved on
@@ -56,6 +59,7 @@ type Volume struct {
 	flushed    uint64             // flushes done
 	retry      bool               // a writer is short of log space
 	attempts   uint64             // retries answered
+	leave      bool               // the log is to leave its segment
 	outOfSpace bool               // the last attempt to make a segment met a full disk
 	freeze     chan<- frozenState // a checkpoint wants the overlay
 	logBytes   int64              // log written since the last checkpoint

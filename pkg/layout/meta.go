@@ -132,7 +132,7 @@ const (
 // those not newer than the head's.
 //
 //	 0 checkpoint be64: sequence of the checkpoint that wrote it
-//	 8 class u8: log2 of the segment's blocks | 9 kind u8 | 10 flags be16 (bit 0: punched)
+//	 8 class u8: log2 of the segment's blocks | 9 kind u8 | 10 flags be16 (bit 0: punched, bit 1: moving)
 //	12 used be32: blocks written | 16 first birth be64 | 24 last birth be64
 //	32 extents be32, then be64 each, ascending (compacted segments only)
 //	   live bitmap: (used+7)/8 bytes, bit b of byte b/8 is block b
@@ -140,12 +140,19 @@ type SegmentRecord struct {
 	Checkpoint  Seq
 	Class       uint8
 	Kind        SegmentKind
-	Punched     bool
+	Punched     bool // holes were punched
+	Moving      bool // a compaction moves extents here; some may still be elsewhere
 	Used        uint32
 	First, Last Seq
 	Extents     []ExtentID
 	Live        []byte
 }
+
+// Flags of a segment record.
+const (
+	segmentPunched = 1 << 0
+	segmentMoving  = 1 << 1
+)
 
 // Encode returns the record's bytes.
 func (s *SegmentRecord) Encode() []byte {
@@ -153,7 +160,10 @@ func (s *SegmentRecord) Encode() []byte {
 	b = be.AppendUint64(b, uint64(s.Checkpoint))
 	flags := uint16(0)
 	if s.Punched {
-		flags = 1
+		flags |= segmentPunched
+	}
+	if s.Moving {
+		flags |= segmentMoving
 	}
 	b = be.AppendUint16(append(b, s.Class, byte(s.Kind)), flags)
 	b = be.AppendUint32(b, s.Used)
@@ -170,10 +180,10 @@ func DecodeSegmentRecord(b []byte) (*SegmentRecord, error) {
 	c := newCursor(b)
 	s := &SegmentRecord{Checkpoint: Seq(c.u64()), Class: c.u8(), Kind: SegmentKind(c.u8())}
 	flags := c.u16()
-	s.Punched = flags&1 != 0
+	s.Punched, s.Moving = flags&segmentPunched != 0, flags&segmentMoving != 0
 	s.Used, s.First, s.Last = c.u32(), Seq(c.u64()), Seq(c.u64())
 	n := c.u32()
-	if !c.ok || flags > 1 || s.Class > 20 || s.Used > 1<<s.Class || (s.Kind != SegmentLog && s.Kind != SegmentCompacted) ||
+	if !c.ok || flags > segmentPunched|segmentMoving || s.Moving && s.Kind != SegmentCompacted || s.Class > 20 || s.Used > 1<<s.Class || (s.Kind != SegmentLog && s.Kind != SegmentCompacted) ||
 		(s.Kind == SegmentLog && n != 0) || uint64(len(c.b)) != 8*uint64(n)+uint64(s.Used+7)/8 {
 		return nil, corrupt("segment record", "field out of range")
 	}

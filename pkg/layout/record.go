@@ -72,6 +72,15 @@ type Record struct {
 	MAC         MAC // set by AppendRecord and by DecodeRecord
 }
 
+// End is the block of the segment behind the record.
+func (r *Record) End() uint32 {
+	n := RecordOverhead
+	for i := range r.Ops {
+		n += r.Ops[i].EncodedSize()
+	}
+	return r.Block + uint32((n+BlockSize-1)/BlockSize)
+}
+
 // Signer makes and checks the MAC of records and heads. It is the only thing
 // this package's callers let it know of a key.
 type Signer func(parts ...[]byte) [32]byte

@@ -290,6 +290,25 @@ func (f *Files) Retire(no layout.SegmentNo, class uint8, reuse bool) error {
 	return f.fs.Remove(f.path(no))
 }
 
+// Shorten cuts off what a segment's file has behind a block: space that was
+// allocated and not used. The segment may be gone.
+func (f *Files) Shorten(no layout.SegmentNo, blocks uint32) error {
+	s, err := f.Acquire(no)
+	if err != nil {
+		return nil
+	}
+	defer s.Release()
+	file, err := f.File(s)
+	if err != nil {
+		return err
+	}
+	end := int64(blocks) * layout.BlockSize
+	if size, err := file.Size(); err != nil || size <= end {
+		return err
+	}
+	return file.Truncate(end)
+}
+
 // DrainPool removes the dead files kept for reuse.
 func (f *Files) DrainPool() error {
 	f.poolMu.Lock()

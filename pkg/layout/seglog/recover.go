@@ -32,7 +32,7 @@ type Recovery struct {
 // Result is what a recovery found.
 type Result struct {
 	Tail    layout.Position
-	Last    bool // the tail's record was the last of its segment
+	Next    layout.SegmentNo // named by the tail's record if that is the last of its segment, else 0
 	Commits int
 	Bytes   int64 // read from commits
 	Cut     bool  // an unfinished commit was left out
@@ -63,24 +63,16 @@ func (r *Recovery) Run(from layout.Position) (res Result, err error) {
 	for {
 		rec, err := r.follow(&res, next)
 		if err != nil || rec == nil {
-			res.Last = next != 0
+			res.Next = next
 			return res, err
 		}
 		if err := r.Apply(rec); err != nil {
 			return res, err
 		}
 		res.Commits++
-		res.Tail = layout.Position{Segment: rec.Segment, Block: rec.Block, End: rec.Block + blocksOf(rec), Seq: rec.Seq, MAC: rec.MAC}
+		res.Tail = layout.Position{Segment: rec.Segment, Block: rec.Block, End: rec.End(), Seq: rec.Seq, MAC: rec.MAC}
 		next = rec.NextSegment
 	}
-}
-
-func blocksOf(r *layout.Record) uint32 {
-	n := layout.RecordOverhead
-	for i := range r.Ops {
-		n += r.Ops[i].EncodedSize()
-	}
-	return uint32((n + layout.BlockSize - 1) / layout.BlockSize)
 }
 
 // settle makes durable what recovery is going to read.
@@ -168,7 +160,7 @@ func (r *Recovery) accept(res *Result, rec *layout.Record, start uint32) (*layou
 		return nil, err
 	}
 	if whole != nil {
-		later, err := r.scan(rec.Segment, rec.Block+blocksOf(rec))
+		later, err := r.scan(rec.Segment, rec.End())
 		if err == nil && later == nil {
 			err = r.nothingAfter(&layout.Position{Segment: rec.Segment, Seq: rec.Seq}, rec.Segment)
 		} else if err == nil {

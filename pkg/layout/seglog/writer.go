@@ -87,12 +87,12 @@ func (w *Writer) Class() uint8 {
 	return w.cur.class
 }
 
-// Prepared is the segment named next; 0 if there is none.
-func (w *Writer) Prepared() layout.SegmentNo {
+// PreparedClass is the class of the prepared segment; 0 if there is none.
+func (w *Writer) PreparedClass() uint8 {
 	if w.next == nil {
 		return 0
 	}
-	return w.next.no
+	return w.next.class
 }
 
 // Capacity is the number of blocks that can be written without another
@@ -144,7 +144,7 @@ func (w *Writer) Begin(incarnation [16]byte, size uint64) error {
 	}
 	w.incarnation = incarnation
 	w.cur, w.next = w.next, nil
-	return w.commit(layout.RecordContinue, size)
+	return w.commit(layout.RecordContinue, size, false)
 }
 
 // recordBlocks is the size in blocks of the open commit's record with extra
@@ -217,12 +217,32 @@ func (w *Writer) Commit(size uint64) error {
 	if w.err != nil {
 		return w.err
 	}
-	return w.commit(layout.RecordCommit, size)
+	return w.commit(layout.RecordCommit, size, false)
 }
 
-func (w *Writer) commit(t layout.RecordType, size uint64) error {
+// CommitLast is Commit, but moves the log to the prepared segment, which there
+// must be, however much room the current one has.
+func (w *Writer) CommitLast(size uint64) error {
+	if w.err != nil {
+		return w.err
+	}
+	return w.commit(layout.RecordCommit, size, true)
+}
+
+// DropSegment gives the prepared segment back.
+func (w *Writer) DropSegment() error {
+	if w.next == nil {
+		return nil
+	}
+	no, class := w.next.no, w.next.class
+	w.next.seg.Release()
+	w.next = nil
+	return w.files.Retire(no, class, false)
+}
+
+func (w *Writer) commit(t layout.RecordType, size uint64, last bool) error {
 	end := w.cur.pos + uint32(w.recordBlocks(0))
-	last := w.cur.blocks-end < switchBelow
+	last = last || w.cur.blocks-end < switchBelow
 	r := layout.Record{
 		Type: t, Last: last, Volume: w.vol, Segment: w.cur.no, Start: w.start, Block: w.cur.pos,
 		Seq: w.Seq(), Synced: w.tail.Seq, Checkpoint: w.checkpoint,
@@ -264,12 +284,7 @@ func (w *Writer) poison(err error) error {
 // removes the prepared one. The open commit must be empty. An error only means
 // that space stays allocated.
 func (w *Writer) Close() error {
-	var errs error
-	if w.next != nil {
-		w.next.seg.Release()
-		errs = w.files.Retire(w.next.no, w.next.class, false)
-		w.next = nil
-	}
+	errs := w.DropSegment()
 	if w.cur != nil {
 		if w.err == nil {
 			errs = errors.Join(errs, w.cur.file.Truncate(int64(w.cur.pos)*layout.BlockSize))
