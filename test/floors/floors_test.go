@@ -36,13 +36,15 @@ var floors = map[string][]string{
 	"cmd/fsximg":       {"internal/cliutil", "internal/convert", "internal/export", "internal/volume", "pkg/crypt", "pkg/layout", "pkg/nbdsrv"},
 	"cmd/fsxnbd":       {"internal/cliutil", "internal/export", "internal/volume", "pkg/crypt", "pkg/layout", "pkg/nbdsrv"},
 	// Only tests use these.
-	"internal/vfs/trace":   {"internal/vfs"},
-	"internal/vfs/faultfs": {"internal/vfs", "internal/vfs/trace"},
-	"test/crash":           {"internal/vfs", "internal/vfs/trace"},
+	"internal/vfs/trace":       {"internal/vfs"},
+	"internal/vfs/faultfs":     {"internal/vfs", "internal/vfs/trace"},
+	"internal/vfs/vfstest":     {"internal/vfs"},
+	"internal/cliutil/clitest": {},
+	"test/crash":               {"internal/vfs", "internal/vfs/faultfs", "internal/vfs/trace"},
 }
 
 // testOnly may not be imported by the product.
-var testOnly = []string{"internal/vfs/trace", "internal/vfs/faultfs", "test/"}
+var testOnly = []string{"internal/vfs/trace", "internal/vfs/faultfs", "internal/vfs/vfstest", "internal/cliutil/clitest", "test/"}
 
 type goPackage struct {
 	ImportPath string
