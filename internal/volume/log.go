@@ -349,7 +349,7 @@ func (l *logger) leaveSegment() error {
 	}
 	left := l.w.Tail()
 	if err := l.v.files.Shorten(left.Segment, left.End); err != nil {
-		return err
+		l.v.log.Warn("space of the log stays allocated", "volume", l.v.name, "err", err)
 	}
 	return l.commit() // so that the head can name a record of the new one
 }
