@@ -13,6 +13,8 @@
 //   - A log that is empty makes it refuse to open, and a power cut leaves one:
 //     between the creation of a log and its sizing, and between the emptying of
 //     one and its removal. [Open] removes them first.
+//   - It believes what a killed process had written and not synced, and removes
+//     the tables that this replaces. [Open] syncs it first.
 //   - A full disk is a SIGBUS in a memory-mapped log. Every write is preceded
 //     by a check of the free space ([Options.Free], [Options.MinFree]).
 //   - A write that failed to sync may or may not be there. After one the
@@ -112,7 +114,7 @@ func Open(dir string, o Options) (*DB, error) {
 	if _, err := os.Stat(filepath.Join(dir, manifestFile)); err != nil && !(o.Create && errors.Is(err, os.ErrNotExist)) {
 		return nil, fmt.Errorf("open metadata database: %w", err)
 	}
-	if err := dropEmptyLogs(dir); err != nil {
+	if err := errors.Join(dropEmptyLogs(dir), settle(dir)); err != nil {
 		return nil, fmt.Errorf("open metadata database: %w", err)
 	}
 	bdb, err := badger.Open(badgerOptions(dir, o.Log))
@@ -158,6 +160,25 @@ func dropEmptyLogs(dir string) error {
 		}
 	}
 	return nil
+}
+
+// settle makes durable what opening is going to rely on. After a kill the
+// manifest and the logs may have more in the page cache than on disk; a table is
+// synced before the manifest names it.
+func settle(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !e.Type().IsRegular() || filepath.Ext(e.Name()) == ".sst" {
+			continue
+		}
+		if err := syncFile(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return syncDir(dir)
 }
 
 // badgerOptions are the settings measured for this use; see the package

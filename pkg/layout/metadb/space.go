@@ -24,15 +24,18 @@ func (d *DB) Sync() error {
 // instead of only when files appeared: a rotation in the background cannot be
 // told from outside, and the fsync of an unchanged directory is cheap.
 func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("sync metadata directory: %w", err)
-	}
-	err = errors.Join(f.Sync(), f.Close())
-	if err != nil {
+	if err := syncFile(dir); err != nil {
 		return fmt.Errorf("sync metadata directory: %w", err)
 	}
 	return nil
+}
+
+func syncFile(name string) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 func (d *DB) statfs() (int64, error) {

@@ -30,6 +30,10 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if dir := os.Getenv(indexEnv); dir != "" {
+		fmt.Fprintln(os.Stderr, "index:", spoilIndex(dir))
+		os.Exit(1)
+	}
 	crash.Main(m)
 }
 
