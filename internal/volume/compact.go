@@ -42,7 +42,7 @@ func (v *Volume) compactLocked(ctx context.Context, all bool) error {
 }
 
 // victims are the emptiest sealed segments under half live that together fill
-// at most one segment.
+// at most one segment, which the disk has space for.
 func (v *Volume) victims(all bool) []layout.SegmentNo {
 	live := map[layout.SegmentNo]uint32{}
 	l := v.space.choose(func(no layout.SegmentNo, s segmentInfo) bool {
@@ -54,14 +54,28 @@ func (v *Volume) victims(all bool) []layout.SegmentNo {
 	})
 	l = slices.DeleteFunc(l, func(no layout.SegmentNo) bool { return !v.sealed(no) })
 	slices.SortFunc(l, func(a, b layout.SegmentNo) int { return int(live[a]) - int(live[b]) })
-	total := uint32(0)
+	total, limit := uint32(0), v.compactRoom()
 	for i, no := range l {
 		total += live[no]
-		if total > 1<<seglog.MaxClass {
+		if total > limit {
 			return l[:i]
 		}
 	}
 	return l
+}
+
+// compactRoom is the number of blocks of the largest segment that a compaction
+// can make: it may use what is kept free of the log, but not of the index.
+func (v *Volume) compactRoom() uint32 {
+	free, err := v.store.fs.Free(v.store.dir.Path)
+	class := uint8(seglog.MaxClass)
+	for err == nil && class > 0 && int64(blockSize)<<class > free-2*v.store.limits.indexReserve {
+		class -= 2
+	}
+	if class < seglog.MinClass {
+		return 0
+	}
+	return 1 << class
 }
 
 // move copies an extent's live blocks into a compacted segment.

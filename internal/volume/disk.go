@@ -36,6 +36,17 @@ func (s *Store) allow(size int64) error {
 	return nil
 }
 
+// needIndexSpace returns ENOSPC if the index cannot be opened: Badger writes
+// into new mapped files as it opens, and a full disk would be a fatal SIGBUS.
+func (s *Store) needIndexSpace(dir string) error {
+	const least = 4 << 20
+	free, err := s.fs.Free(dir)
+	if err == nil && free < least {
+		err = fmt.Errorf("%d bytes are free on the disk, and opening the index takes %d: %w", free, least, syscall.ENOSPC)
+	}
+	return err
+}
+
 // crowded says that the disk is short of space, so that dead segments are
 // removed rather than kept for reuse.
 func (s *Store) crowded() bool {
@@ -70,7 +81,7 @@ func (s *Store) checkBallast() error {
 	switch {
 	case err == nil && free < 2*s.limits.indexReserve:
 		return s.fs.Remove(s.ballastPath())
-	case errors.Is(err, fs.ErrNotExist) && free > 2*ballastSize+s.limits.logReserve:
+	case errors.Is(err, fs.ErrNotExist) && free > ballastSize+s.limits.logReserve+s.limits.indexReserve:
 		return s.makeBallast()
 	case errors.Is(err, fs.ErrNotExist):
 		return nil

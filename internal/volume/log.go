@@ -407,9 +407,16 @@ func (l *logger) prepare() error {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	was := v.outOfSpace
 	v.outOfSpace = errors.Is(err, syscall.ENOSPC)
 	if v.outOfSpace {
 		return nil
+	}
+	if was {
+		// Space came back: the reserve may have been given up meanwhile.
+		if err := v.store.checkBallast(); err != nil {
+			v.log.Warn("no reserve for the index", "err", err)
+		}
 	}
 	return err
 }

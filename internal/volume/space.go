@@ -227,7 +227,7 @@ func (c *changes) punch(sealed func(layout.SegmentNo) bool) error {
 			continue
 		}
 		live := countBits(s.rec.Live)
-		if live == 0 || live < s.rec.Used/2 {
+		if live == 0 || live < s.rec.Used/2 && !c.v.store.crowded() {
 			continue // retired or compacted as a whole
 		}
 		runs := deadRuns(s.rec.Live, s.dead, s.rec.Used)

@@ -255,6 +255,9 @@ func Open(path string, o Options) (_ *Store, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := s.needIndexSpace(meta); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
 	if err := s.openIndex(meta, false); err != nil {
 		return nil, fmt.Errorf("%s: index: %w: %w", path, ErrDamaged, err)
 	}
