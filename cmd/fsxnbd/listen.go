@@ -35,6 +35,16 @@ func runDirectory(uuid string) (string, error) {
 	return dir, nil
 }
 
+// socketName is the default socket, in the run directory.
+const socketName = "nbd.sock"
+
+// leaveRunDirectory removes the run directory unless something is in it.
+func leaveRunDirectory(l net.Listener) {
+	if path := l.Addr().String(); filepath.Base(path) == socketName && filepath.Base(filepath.Dir(filepath.Dir(path))) == "fsx" {
+		os.Remove(filepath.Dir(path))
+	}
+}
+
 // listenUnix listens on a socket that only this user can connect to. A socket
 // that a dead server left is removed; one that somebody listens on is ErrInUse.
 func listenUnix(path string) (net.Listener, error) {

@@ -78,6 +78,7 @@ func runServe(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 		return err
 	}
 	err = serve(ctx, env, c, x, listeners)
+	leaveRunDirectory(listeners[0])
 	if errors.Is(err, cliutil.ErrInterrupted) {
 		err = nil // being told to stop is no failure
 	}
@@ -169,7 +170,7 @@ func listeners(c *cli.Context, x *exports) (out []net.Listener, err error) {
 		if err != nil {
 			return nil, err
 		}
-		socket = filepath.Join(dir, "nbd.sock")
+		socket = filepath.Join(dir, socketName)
 	}
 	if socket != "" {
 		l, err := listenUnix(socket)

@@ -41,6 +41,8 @@ func root() string {
 //	mode FILE MODE              a file has these permissions
 //	waitfor FILE                wait until a file exists
 //	absent GLOB                 no file matches
+//
+// and the condition [root].
 func Run(t *testing.T, extra ...string) {
 	bin := Build(t, extra...)
 	testscript.Run(t, testscript.Params{
@@ -59,6 +61,12 @@ func Run(t *testing.T, extra ...string) {
 				return err
 			}
 			return os.WriteFile(filepath.Join(e.WorkDir, "pw"), []byte("correct horse\n"), 0o600)
+		},
+		Condition: func(cond string) (bool, error) {
+			if cond == "root" {
+				return os.Geteuid() == 0, nil
+			}
+			return false, fmt.Errorf("unknown condition %q", cond)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits, "json": checkJSON, "random": random, "keyfile": keyfile,
