@@ -44,6 +44,7 @@ type Files struct {
 	poolMu sync.Mutex
 	pool   []pooled
 	open   atomic.Int64
+	named  atomic.Bool // the directory's own entry is durable
 }
 
 type pooled struct {
@@ -248,14 +249,18 @@ func (f *Files) takePooled(class uint8) (layout.SegmentNo, bool) {
 	return 0, false
 }
 
+// ensureDir makes the directory. Once in a session its own entry is synced: the
+// one who made it may have been killed before.
 func (f *Files) ensureDir() error {
-	if _, err := f.fs.Stat(f.dir); err == nil {
+	if f.named.Load() {
 		return nil
 	}
 	if err := f.fs.Mkdir(f.dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	return f.fs.SyncDir(filepath.Dir(f.dir))
+	err := f.fs.SyncDir(filepath.Dir(f.dir))
+	f.named.Store(err == nil)
+	return err
 }
 
 // Retire takes a dead segment out of the volume, waits for its readers, and
@@ -336,10 +341,10 @@ func (f *Files) Close() error {
 	return errs
 }
 
-// SyncDir makes the directory's entries durable.
+// SyncDir makes the directory's entries, and its own, durable.
 func (f *Files) SyncDir() error {
 	if _, err := f.fs.Stat(f.dir); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	return f.fs.SyncDir(f.dir)
+	return errors.Join(f.fs.SyncDir(f.dir), f.fs.SyncDir(filepath.Dir(f.dir)))
 }

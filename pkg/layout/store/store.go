@@ -135,11 +135,28 @@ func Open(fsys vfs.FS, path, program string) (*Dir, error) {
 		return nil, err
 	}
 	d := &Dir{Path: path, fs: fsys, lock: f}
-	if err := d.load(program); err != nil {
+	err = d.load(program)
+	if err == nil {
+		err = d.settle()
+	}
+	if err != nil {
 		f.Close()
 		return nil, err
 	}
 	return d, nil
+}
+
+// settle makes durable that this is a store. A process that was killed while it
+// made it, or copied it here, may have left that in the page cache only.
+func (d *Dir) settle() error {
+	if err := errors.Join(d.lock.Datasync(), d.fs.SyncDir(d.Path)); err != nil {
+		return err
+	}
+	err := d.fs.SyncDir(filepath.Dir(filepath.Clean(d.Path)))
+	if errors.Is(err, fs.ErrPermission) {
+		return nil // who may not list the directory did not make the store
+	}
+	return err
 }
 
 func (d *Dir) load(program string) error {
@@ -220,13 +237,18 @@ const (
 	maxKeyringLen = areaSize - areaHeader
 )
 
-// ReadKeyring returns the body of the newest valid area and its generation.
+// ReadKeyring returns the body of the newest valid area and its generation. It
+// is durable: an area that a killed process wrote is synced before it is
+// believed.
 func (d *Dir) ReadKeyring() (body []byte, generation uint64, err error) {
 	f, err := d.fs.OpenFile(filepath.Join(d.Path, keyringName), os.O_RDONLY, 0)
 	if err != nil {
 		return nil, 0, err
 	}
 	defer f.Close()
+	if err := f.Datasync(); err != nil {
+		return nil, 0, err
+	}
 	for area := range int64(2) {
 		b, gen, err := readArea(f, area*areaSize)
 		if err != nil {
