@@ -65,8 +65,8 @@ func detach(uuid string) error {
 	}
 	defer null.Close()
 	log := null
-	if dir, err := runDirectory(uuid); err == nil {
-		log, err = os.OpenFile(filepath.Join(dir, "log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if dir, err := makeRunDirectory(uuid); err == nil {
+		log, err = os.OpenFile(filepath.Join(dir, logName), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 		if err != nil {
 			return fmt.Errorf("--daemon: %w", err)
 		}

@@ -18,17 +18,25 @@ import (
 // maxSocketPath is sockaddr_un's sun_path without its terminating zero.
 const maxSocketPath = 107
 
-// runDirectory is where a store's server keeps its socket, pid and log. It is
-// made if need be.
-func runDirectory(uuid string) (string, error) {
+// runDirectory is where a store's server keeps its socket and log; empty if
+// this user has no such place.
+func runDirectory(uuid string) string {
 	base := "/run"
 	if os.Geteuid() != 0 {
 		if base = os.Getenv("XDG_RUNTIME_DIR"); base == "" {
-			return "", cliutil.WithHint(cliutil.UsageErrorf("there is no run directory for the socket: XDG_RUNTIME_DIR is not set"),
-				"name a socket with --socket")
+			return ""
 		}
 	}
-	dir := filepath.Join(base, "fsx", uuid)
+	return filepath.Join(base, "fsx", uuid)
+}
+
+// makeRunDirectory makes it, for this user alone.
+func makeRunDirectory(uuid string) (string, error) {
+	dir := runDirectory(uuid)
+	if dir == "" {
+		return "", cliutil.WithHint(cliutil.UsageErrorf("there is no run directory for the socket: XDG_RUNTIME_DIR is not set"),
+			"name a socket with --socket")
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", fmt.Errorf("make run directory: %w", err)
 	}
@@ -38,11 +46,21 @@ func runDirectory(uuid string) (string, error) {
 // socketName is the default socket, in the run directory.
 const socketName = "nbd.sock"
 
-// leaveRunDirectory removes the run directory unless something is in it.
-func leaveRunDirectory(l net.Listener) {
-	if path := l.Addr().String(); filepath.Base(path) == socketName && filepath.Base(filepath.Dir(filepath.Dir(path))) == "fsx" {
-		os.Remove(filepath.Dir(path))
+// logName is the log of a server in the background, in the run directory.
+const logName = "log"
+
+// tidyRunDirectory removes a store's run directory, and a log in which nothing
+// was said; what else is there stays.
+func tidyRunDirectory(uuid string) {
+	dir := runDirectory(uuid)
+	if dir == "" {
+		return
 	}
+	log := filepath.Join(dir, logName)
+	if st, err := os.Stat(log); err == nil && st.Size() == 0 {
+		os.Remove(log)
+	}
+	os.Remove(dir)
 }
 
 // listenUnix listens on a socket that only this user can connect to. A socket

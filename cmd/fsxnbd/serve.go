@@ -78,7 +78,7 @@ func runServe(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 		return err
 	}
 	err = serve(ctx, env, c, x, listeners)
-	leaveRunDirectory(listeners[0])
+	tidyRunDirectory(x.stores[0].st.UUID().String())
 	if errors.Is(err, cliutil.ErrInterrupted) {
 		err = nil // being told to stop is no failure
 	}
@@ -166,7 +166,7 @@ func listeners(c *cli.Context, x *exports) (out []net.Listener, err error) {
 	}()
 	socket := c.String("socket")
 	if socket == "" && c.String("listen") == "" {
-		dir, err := runDirectory(x.stores[0].st.UUID().String())
+		dir, err := makeRunDirectory(x.stores[0].st.UUID().String())
 		if err != nil {
 			return nil, err
 		}

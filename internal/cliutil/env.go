@@ -72,7 +72,7 @@ func Action(minArgs, maxArgs int, object func(*cli.Context) string, run Run) cli
 		if c.Bool("version") {
 			return env.printVersion(c.App)
 		}
-		if err := env.configure(c); err != nil {
+		if err := env.Configure(c); err != nil {
 			return err
 		}
 		name := strings.TrimPrefix(c.Command.HelpName, c.App.HelpName+" ")
@@ -133,8 +133,8 @@ func CommonFlags() []cli.Flag {
 	}
 }
 
-// configure reads the common flags.
-func (e *Env) configure(c *cli.Context) error {
+// Configure reads the common flags.
+func (e *Env) Configure(c *cli.Context) error {
 	e.quiet, e.verbose, e.progress = c.Bool("quiet"), c.Bool("verbose"), c.String("progress")
 	switch e.progress {
 	case "auto", "plain", "none":
