@@ -75,6 +75,11 @@ func runCreate(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error
 		return fmt.Errorf("close store: %w", err)
 	}
 	env.Say("%s: %s, %s", path, cliutil.FormatSize(size), c.String("cipher"))
+	if c.Bool("json") {
+		if err := env.PrintJSON(res); err != nil {
+			return err
+		}
+	}
 	return printNew(env, c, res, keys)
 }
 
@@ -90,9 +95,6 @@ func newStore(env *cliutil.Env, c *cli.Context, path string, size int64, keys *c
 	})
 	if err != nil {
 		return nil, err
-	}
-	if keys.Clear {
-		env.Warn("anyone who has %s can read it: it has a clear key", path)
 	}
 	return st, nil
 }
@@ -111,13 +113,14 @@ func describeNew(st *volume.Store, keys *cliutil.NewKeys, c *cli.Context) create
 	return res
 }
 
-// printNew prints the result: an object, or the recovery key alone.
+// printNew says what must be known of a new store, and prints the recovery key
+// alone.
 func printNew(env *cliutil.Env, c *cli.Context, res createResult, keys *cliutil.NewKeys) error {
-	if c.Bool("json") {
-		return env.PrintJSON(res)
+	if keys.Clear {
+		env.Warn("anyone who has %s can read it: it has a clear key", res.Store)
 	}
-	if !keys.PrintRecoveryKey {
-		return nil
+	if c.Bool("json") || !keys.PrintRecoveryKey {
+		return nil // --json has it in the object
 	}
 	env.Say("The recovery key opens the store when all else is lost. It is shown only now; keep it in a safe place:")
 	_, err := fmt.Fprintln(env.Stdout, keys.RecoveryKey)

@@ -243,7 +243,6 @@ func reportNew(env *cliutil.Env, c *cli.Context, created createResult, rep conve
 	res := importResult{Store: created.Store, Volume: created.Volume, Size: created.Size}
 	if c.Bool("json") {
 		res.Created = &created
-		return reportImport(env, c, res, rep)
 	}
 	if err := reportImport(env, c, res, rep); err != nil {
 		return err

@@ -17,6 +17,9 @@ const (
 	progressTick  = 200 * time.Millisecond
 )
 
+// UnknownTotal is the total of work whose end is not known.
+const UnknownTotal = -1
+
 // Progress shows how far a piece of work has come, in bytes. Its methods are
 // safe for concurrent use.
 type Progress struct {
@@ -29,7 +32,7 @@ type Progress struct {
 }
 
 // NewProgress starts to show progress on stderr as the options ask for; Stop
-// ends it. A total of 0 or less is unknown.
+// ends it. The total may be UnknownTotal, or 0 until Set tells it.
 func (e *Env) NewProgress(label string, total int64) *Progress {
 	p := &Progress{label: label, w: e.Stderr, start: time.Now(), stop: make(chan struct{})}
 	p.total.Store(total)
@@ -99,11 +102,8 @@ func (p *Progress) bar() {
 	case <-time.After(progressDelay):
 	}
 	c := mpb.New(mpb.WithOutput(p.w), mpb.WithWidth(32))
-	b := c.New(max(p.total.Load(), 0), mpb.BarStyle(), mpb.BarRemoveOnComplete(),
-		mpb.PrependDecorators(decor.Name(p.label+" "), decor.CountersKibiByte("% .1f / % .1f ")),
-		mpb.AppendDecorators(decor.Percentage(),
-			decor.NewAverageSpeed(decor.SizeB1024(0), "  % .1f", p.start),
-			decor.Name("  "), decor.NewAverageETA(decor.ET_STYLE_GO, p.start, nil), decor.Name(" left")))
+	b := p.newBar(c)
+	b.SetCurrent(p.done.Load())
 	t := time.NewTicker(progressTick)
 	defer t.Stop()
 	for {
@@ -119,4 +119,19 @@ func (p *Progress) bar() {
 			b.SetCurrent(p.done.Load())
 		}
 	}
+}
+
+// newBar is a bar with rate and time left, or, where the end is not known,
+// only a rate.
+func (p *Progress) newBar(c *mpb.Progress) *mpb.Bar {
+	rate := decor.NewAverageSpeed(decor.SizeB1024(0), "  % .1f", p.start)
+	total := p.total.Load()
+	if total == UnknownTotal {
+		return c.New(0, mpb.NopStyle(), mpb.BarRemoveOnComplete(),
+			mpb.PrependDecorators(decor.Name(p.label+" "), decor.CurrentKibiByte("% .1f"), rate))
+	}
+	return c.New(max(total, 0), mpb.BarStyle(), mpb.BarRemoveOnComplete(),
+		mpb.PrependDecorators(decor.Name(p.label+" "), decor.CountersKibiByte("% .1f / % .1f ")),
+		mpb.AppendDecorators(decor.Percentage(), rate,
+			decor.Name("  "), decor.NewAverageETA(decor.ET_STYLE_GO, p.start, nil), decor.Name(" left")))
 }
