@@ -8,6 +8,7 @@ import (
 
 	"github.com/fsximg/fsx/pkg/layout"
 	"github.com/fsximg/fsx/pkg/layout/maptree"
+	"github.com/fsximg/fsx/pkg/layout/metadb"
 )
 
 var backgroundContext = context.Background()
@@ -82,6 +83,10 @@ func (c *checker) problem(p Problem) {
 // open volumes also every tag. What is wrong is in the report; the error is for
 // a check that could not be carried out.
 func (s *Store) Check(ctx context.Context, o CheckOptions) (*Report, error) {
+	if !s.calls.enter() {
+		return nil, ErrClosed
+	}
+	defer s.calls.leave()
 	if o.MaxProblems == 0 {
 		o.MaxProblems = 1000
 	}
@@ -125,27 +130,12 @@ func (c *checker) strayVolumes(heads []layout.Head) error {
 
 func (c *checker) volume(ctx context.Context, h layout.Head, v *Volume) error {
 	r := VolumeReport{Name: h.Name}
-	root, record, upTo := h.Root, recordOf(c.s.indexRecord), h.Log.Seq
-	if v != nil {
-		if !v.ro {
-			if err := v.Checkpoint(ctx); err != nil {
-				return err
-			}
-		}
-		v.mu.RLock()
-		root, record, upTo = v.root, v.extentRecord, v.head.Log.Seq
-		v.mu.RUnlock()
-		r.Authentic = true
-	}
-	segs, err := c.s.segmentRecords(h.Volume, upTo)
+	r.Authentic = v != nil
+	m, err := c.structure(ctx, h, v)
 	if err != nil {
 		return err
 	}
-	m := &mapCheck{checker: c, name: h.Name, id: h.Volume, record: record, segs: segs, reached: map[layout.SegmentNo][]byte{}}
-	if err := m.run(ctx, root); err != nil {
-		return err
-	}
-	r.Blocks, r.Leaked = m.blocks, m.accounts(v == nil || v.ro)
+	r.Blocks, r.Leaked = m.blocks, m.accounts()
 	if v != nil {
 		if r.Verified, err = c.tags(ctx, v, int64(m.blocks)*blockSize); err != nil {
 			return err
@@ -153,6 +143,31 @@ func (c *checker) volume(ctx context.Context, h layout.Head, v *Volume) error {
 	}
 	c.rep.Volumes = append(c.rep.Volumes, r)
 	return nil
+}
+
+// structure checks the map and the accounts of a volume. Of an open one (v is
+// not nil) everything is checkpointed first, if there is space for that, and no
+// checkpoint or compaction changes anything meanwhile.
+func (c *checker) structure(ctx context.Context, h layout.Head, v *Volume) (*mapCheck, error) {
+	root, record, upTo := h.Root, recordOf(c.s.indexRecord), h.Log.Seq
+	if v != nil {
+		v.upkeep.Lock()
+		defer v.upkeep.Unlock()
+		if !v.ro {
+			if err := v.checkpointLocked(ctx, false); err != nil && !errors.Is(err, metadb.ErrNoSpace) {
+				return nil, err
+			}
+		}
+		v.mu.RLock()
+		root, record, upTo = v.root, v.extentRecord, v.head.Log.Seq
+		v.mu.RUnlock()
+	}
+	segs, err := c.s.segmentRecords(h.Volume, upTo)
+	if err != nil {
+		return nil, err
+	}
+	m := &mapCheck{checker: c, name: h.Name, id: h.Volume, record: record, segs: segs, reached: map[layout.SegmentNo][]byte{}}
+	return m, m.run(ctx, root)
 }
 
 // mapCheck walks one map.
@@ -221,7 +236,7 @@ func (m *mapCheck) ref(b layout.BlockNo, ref *layout.BlockRef) error {
 }
 
 // accounts counts the blocks that are accounted as live and not reached.
-func (m *mapCheck) accounts(bool) (leaked uint64) {
+func (m *mapCheck) accounts() (leaked uint64) {
 	for no, seg := range m.segs {
 		live := countBits(seg.Live)
 		leaked += uint64(live) - uint64(countBits(m.reached[no]))
@@ -251,9 +266,10 @@ func (c *checker) tags(ctx context.Context, v *Volume, total int64) (verified ui
 		if err != nil {
 			var be *BlockError
 			if errors.As(err, &be) && errors.Is(err, maptree.ErrDamaged) {
-				off = be.At + maptree.LeafBlocks*blockSize // reported by the structural check
-				continue
+				next, err = max(be.At, off)+maptree.LeafBlocks*blockSize, nil // reported by the structural check
 			}
+		}
+		if err != nil {
 			return verified, err
 		}
 		off = next

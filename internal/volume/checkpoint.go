@@ -32,7 +32,7 @@ func (v *Volume) maintain() {
 		if !due {
 			continue
 		}
-		err := v.Checkpoint(context.Background())
+		err := v.checkpoint(context.Background())
 		if err == nil {
 			err = v.compactSome(context.Background(), false)
 		}
@@ -61,6 +61,14 @@ func (v *Volume) maintain() {
 // Checkpoint commits everything and moves the log's mappings into the map
 // tree. When it fails the log still has everything.
 func (v *Volume) Checkpoint(ctx context.Context) error {
+	if !v.calls.enter() {
+		return ErrClosed
+	}
+	defer v.calls.leave()
+	return v.checkpoint(ctx)
+}
+
+func (v *Volume) checkpoint(ctx context.Context) error {
 	v.upkeep.Lock()
 	defer v.upkeep.Unlock()
 	return v.checkpointLocked(ctx, false)

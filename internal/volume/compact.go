@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -107,9 +108,9 @@ func (v *Volume) compactSegments(victims []layout.SegmentNo) error {
 		_ = v.files.Retire(dest, class, false)
 		return err
 	}
-	if err := v.repoint(moves, dest, class, used); err != nil {
-		return err // dest stays; a later compaction sorts it out
-	}
+	// After an error some extents may have moved: a later compaction sorts dest
+	// out, and may then drop the old places.
+	err = v.repoint(moves, dest, class, used)
 	for _, m := range moves {
 		v.cache.drop(extentName{v.id, m.id})
 	}
@@ -118,6 +119,9 @@ func (v *Volume) compactSegments(victims []layout.SegmentNo) error {
 	v.mu.Lock()
 	v.gen++
 	v.mu.Unlock()
+	if err != nil {
+		return err
+	}
 	return v.dropVictims(victims)
 }
 
@@ -263,13 +267,24 @@ func (v *Volume) dropVictims(victims []layout.SegmentNo) error {
 	return nil
 }
 
-// reclaim tries to free log space for a writer that met a full disk.
+// reclaim tries to free space for a writer that met a full disk: the segments
+// that are dead, then those that are mostly dead, and at last every dead block
+// in those that live.
 func (v *Volume) reclaim() {
-	err := v.Checkpoint(context.Background())
+	v.upkeep.Lock()
+	defer v.upkeep.Unlock()
+	_ = v.files.DrainPool()
+	live, _, _ := v.space.totals()
+	want := min(max(int64(live)*blockSize/64, 4<<20), 256<<20)
+	if v.store.allow(want) == nil {
+		return // another writer was here before
+	}
+	err := v.checkpointLocked(context.Background(), false)
 	if err == nil {
-		v.upkeep.Lock()
 		err = v.compactLocked(context.Background(), false)
-		v.upkeep.Unlock()
+	}
+	if err == nil {
+		err = v.punchDead(want)
 	}
 	if err != nil {
 		v.log.Warn("could not free space", "volume", v.name, "err", err)
@@ -277,10 +292,48 @@ func (v *Volume) reclaim() {
 	_ = v.files.DrainPool()
 }
 
+// punchDead gives dead blocks back, however few lie together, until a segment
+// of want bytes may be made. The fullest of them go first. It leaves files in
+// many pieces and is for a full disk only.
+func (v *Volume) punchDead(want int64) error {
+	type gain struct {
+		no    layout.SegmentNo
+		bytes int64
+	}
+	var gains []gain
+	for _, no := range v.space.choose(func(_ layout.SegmentNo, s segmentInfo) bool { return s.live > 0 && s.live < s.used }) {
+		info, _ := v.space.get(no)
+		_, allocated, err := v.files.Usage(no)
+		if g := allocated - int64(info.live)*blockSize; err == nil && g >= blockSize && v.sealed(no) {
+			gains = append(gains, gain{no, g})
+		}
+	}
+	slices.SortFunc(gains, func(a, b gain) int { return cmp.Compare(b.bytes, a.bytes) })
+	for _, g := range gains {
+		if v.store.allow(want) == nil {
+			return nil
+		}
+		info, _ := v.space.get(g.no)
+		rec, err := v.segmentRecord(g.no, info.slot)
+		if err != nil {
+			return err
+		}
+		all := slices.Repeat([]byte{0xff}, len(rec.Live))
+		if err := v.punchSegment(g.no, deadRuns(rec.Live, all, rec.Used, 1)); err != nil {
+			return err
+		}
+		rec.Punched = true
+		if err := v.setAccount(g.no, rec, info.slot); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // compactAll gives back all space that it can, also that of the segment which
 // the log is in.
 func (v *Volume) compactAll(ctx context.Context) error {
-	if err := v.Checkpoint(ctx); err != nil {
+	if err := v.checkpoint(ctx); err != nil {
 		return err
 	}
 	if err := v.compactSome(ctx, true); err != nil {
@@ -293,7 +346,7 @@ func (v *Volume) compactAll(ctx context.Context) error {
 	again := v.leave
 	v.mu.Unlock()
 	if again {
-		if err := v.Checkpoint(ctx); err != nil {
+		if err := v.checkpoint(ctx); err != nil {
 			return err
 		}
 		if err := v.compactSome(ctx, true); err != nil {
@@ -311,6 +364,10 @@ type CompactReport struct {
 // Compact moves live blocks out of segments that are mostly dead, in all
 // volumes that are open, and drops what the index does not need any more.
 func (s *Store) Compact(ctx context.Context) (r CompactReport, err error) {
+	if !s.calls.enter() {
+		return r, ErrClosed
+	}
+	defer s.calls.leave()
 	before, err := s.Info()
 	if err != nil {
 		return r, err

@@ -76,6 +76,10 @@ func (s *Store) allocated(path string) (int64, error) {
 
 // Volumes describes all volumes, sorted by name. No key is needed.
 func (s *Store) Volumes() ([]VolumeInfo, error) {
+	if !s.calls.enter() {
+		return nil, ErrClosed
+	}
+	defer s.calls.leave()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var l []VolumeInfo
@@ -157,6 +161,10 @@ type Run struct {
 // until fn returns false. No key is needed; of an open volume everything is
 // checkpointed first.
 func (s *Store) Map(name string, fn func(Run) bool) error {
+	if !s.calls.enter() {
+		return ErrClosed
+	}
+	defer s.calls.leave()
 	s.mu.Lock()
 	var head layout.Head
 	found := false
@@ -177,8 +185,11 @@ func (s *Store) Map(name string, fn func(Run) bool) error {
 }
 
 func (v *Volume) mapRuns(fn func(Run) bool) error {
+	// Nothing may replace the tree while it is walked.
+	v.upkeep.Lock()
+	defer v.upkeep.Unlock()
 	if !v.ro {
-		if err := v.Checkpoint(backgroundContext); err != nil {
+		if err := v.checkpointLocked(backgroundContext, false); err != nil {
 			return err
 		}
 	}

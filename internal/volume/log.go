@@ -387,8 +387,8 @@ func (l *logger) ready() error {
 	return l.prepare()
 }
 
-// prepare makes the segment that the log moves to next. A full disk is noted
-// and no error.
+// prepare makes the segment that the log moves to next. That there is no space
+// for one is noted and no error: nothing is lost, and the writers are told.
 func (l *logger) prepare() error {
 	v := l.v
 	v.mu.RLock()
@@ -400,25 +400,35 @@ func (l *logger) prepare() error {
 		if err = v.store.allow(int64(blockSize) << class); err == nil {
 			err = l.w.AddSegment(v.newSegmentNo(), class)
 		}
-		if err == nil || !errors.Is(err, syscall.ENOSPC) || class == seglog.MinClass {
+		if err == nil || !isFull(err) || class == seglog.MinClass {
 			break
 		}
 		class -= 2
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	was := v.outOfSpace
-	v.outOfSpace = errors.Is(err, syscall.ENOSPC)
-	if v.outOfSpace {
+	was := v.noSegment != nil
+	v.noSegment = nil
+	if isFull(err) || isShort(err) {
+		v.noSegment = err
 		return nil
 	}
-	if was {
+	if was && err == nil {
 		// Space came back: the reserve may have been given up meanwhile.
 		if err := v.store.checkBallast(); err != nil {
 			v.log.Warn("no reserve for the index", "err", err)
 		}
 	}
 	return err
+}
+
+// isFull says that a disk or a quota is full.
+func isFull(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
+
+// isShort says that the process or the machine is short of something: the same
+// may go well later.
+func isShort(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ENOMEM)
 }
 
 func isZero(b []byte) bool { return string(b) == string(zeroBlock[:]) }

@@ -22,7 +22,7 @@ func (s *Store) openVolume(id layout.VolumeID) (*Volume, error) {
 		return nil, fmt.Errorf("volume key %s: %w", hint.VolumeKey, ErrKeyMissing)
 	}
 	v := &Volume{
-		store: s, log: s.log, id: id, ro: s.opt.ReadOnly, cache: newExtentCache(), overlay: newOverlay(),
+		calls: newGate(), store: s, log: s.log, id: id, ro: s.opt.ReadOnly, cache: newExtentCache(), overlay: newOverlay(),
 		wake: make(chan struct{}, 1), maint: make(chan struct{}, 1), stop: make(chan struct{}),
 		logDone: make(chan struct{}), mainDone: make(chan struct{}),
 	}
@@ -240,8 +240,14 @@ func (v *Volume) removeLeftovers(rec *recovered) error {
 	return nil
 }
 
-// close commits and checkpoints, and stops the volume's goroutines.
+// close lets calls that are under way finish, except for writers that wait for
+// space, commits and checkpoints, and stops the volume's goroutines.
 func (v *Volume) close() error {
+	v.mu.Lock()
+	v.closing = true
+	v.changed.Broadcast()
+	v.mu.Unlock()
+	v.calls.close()
 	var err error
 	if !v.ro {
 		err = v.closeWritable()

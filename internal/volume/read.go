@@ -40,6 +40,10 @@ func (e *BlockError) Offset() int64 { return e.At }
 // ErrWouldBlock where it would have to wait for the disk; p is undefined then.
 // If cap(p) allows, the 16 bytes behind p are overwritten.
 func (v *Volume) ReadAt(p []byte, off int64, nowait bool) error {
+	if !v.calls.enter() {
+		return ErrClosed
+	}
+	defer v.calls.leave()
 	if err := v.checkRange(off, int64(len(p))); err != nil {
 		return err
 	}

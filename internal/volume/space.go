@@ -230,7 +230,7 @@ func (c *changes) punch(sealed func(layout.SegmentNo) bool) error {
 		if live == 0 || live < s.rec.Used/2 && !c.v.store.crowded() {
 			continue // retired or compacted as a whole
 		}
-		runs := deadRuns(s.rec.Live, s.dead, s.rec.Used)
+		runs := deadRuns(s.rec.Live, s.dead, s.rec.Used, punchRun)
 		if len(runs) == 0 {
 			continue
 		}
@@ -251,9 +251,9 @@ func (c *changes) punch(sealed func(layout.SegmentNo) bool) error {
 
 type blockRun struct{ start, end uint32 }
 
-// deadRuns finds runs of dead blocks, at least punchRun long, in which a block
-// died just now.
-func deadRuns(live, died []byte, used uint32) (runs []blockRun) {
+// deadRuns finds runs of dead blocks, at least so long, in which a block died
+// just now.
+func deadRuns(live, died []byte, used uint32, shortest uint32) (runs []blockRun) {
 	fresh := false
 	start := uint32(0)
 	for i := uint32(0); i <= used; i++ {
@@ -261,7 +261,7 @@ func deadRuns(live, died []byte, used uint32) (runs []blockRun) {
 			fresh = fresh || died[i/8]>>(i%8)&1 != 0
 			continue
 		}
-		if fresh && i-start >= punchRun {
+		if fresh && i-start >= shortest {
 			runs = append(runs, blockRun{start, i})
 		}
 		start, fresh = i+1, false

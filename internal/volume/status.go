@@ -9,6 +9,10 @@ import (
 // Status calls fn with consecutive runs of blocks from off on, until fn returns
 // false or n bytes are covered. A run is a hole, allocated zeros, or data.
 func (v *Volume) Status(off, n int64, fn func(length int64, hole, zero bool) bool) error {
+	if !v.calls.enter() {
+		return ErrClosed
+	}
+	defer v.calls.leave()
 	if err := v.checkRange(off, n); err != nil {
 		return err
 	}
@@ -18,6 +22,7 @@ func (v *Volume) Status(off, n int64, fn func(length int64, hole, zero bool) boo
 	for first < last && !s.stopped {
 		to := min(last, first+statusChunk)
 		if err := v.statusChunk(first, to, &s); err != nil {
+			s.flush() // all before the error is known
 			return err
 		}
 		first = to

@@ -93,10 +93,13 @@ type Store struct {
 	limits  limits
 	scratch string // a private copy of the index, removed on close
 
+	calls gate // Close waits for them
+
 	mu      sync.Mutex
 	heads   map[layout.VolumeID]layout.Head // as found, not authenticated
 	keys    map[crypt.ID]*crypt.VolumeKey
 	volumes map[layout.VolumeID]*Volume
+	closed  bool
 }
 
 func (o *Options) defaults() {
@@ -132,7 +135,7 @@ func Create(path string, o CreateOptions) (_ *Store, err error) {
 		o.Mode = crypt.AES256GCM
 	}
 	super := &layout.Superblock{UUID: newUUID(), Created: time.Now().Truncate(time.Second)}
-	s := &Store{opt: o.Options, limits: o.limits, fs: o.FS, log: o.Log, keys: map[crypt.ID]*crypt.VolumeKey{}, volumes: map[layout.VolumeID]*Volume{}}
+	s := &Store{calls: newGate(), opt: o.Options, limits: o.limits, fs: o.FS, log: o.Log, keys: map[crypt.ID]*crypt.VolumeKey{}, volumes: map[layout.VolumeID]*Volume{}}
 	s.dir, err = store.Create(o.FS, path, o.Program, super)
 	if err != nil {
 		if !errors.Is(err, fs.ErrExist) {
@@ -234,7 +237,7 @@ func Open(path string, o Options) (_ *Store, err error) {
 	if err != nil {
 		return nil, mapCorrupt(err)
 	}
-	s := &Store{opt: o, limits: o.limits, dir: dir, fs: o.FS, log: o.Log, keys: map[crypt.ID]*crypt.VolumeKey{}, volumes: map[layout.VolumeID]*Volume{}}
+	s := &Store{calls: newGate(), opt: o, limits: o.limits, dir: dir, fs: o.FS, log: o.Log, keys: map[crypt.ID]*crypt.VolumeKey{}, volumes: map[layout.VolumeID]*Volume{}}
 	s.opt.ReadOnly = o.ReadOnly || dir.Super.ReadOnly()
 	defer func() {
 		if err != nil {
@@ -352,6 +355,10 @@ func (s *Store) Names() []string {
 // Volume opens a volume, once: it is recovered, and every later call returns
 // the same. ErrNotFound, ErrKeyMissing and ErrDamaged tell why it cannot be.
 func (s *Store) Volume(name string) (*Volume, error) {
+	if !s.calls.enter() {
+		return nil, ErrClosed
+	}
+	defer s.calls.leave()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for id, h := range s.heads {
@@ -373,10 +380,16 @@ func (s *Store) Volume(name string) (*Volume, error) {
 
 // Close commits and checkpoints every volume, and releases the store. After an
 // error the store needs recovery when it is next opened, and has everything
-// that was flushed.
+// that was flushed. It waits for calls that are under way; later ones fail with
+// ErrClosed. Closing again does nothing.
 func (s *Store) Close() error {
+	s.calls.close()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.closed {
+		return nil
+	}
+	s.closed = true
 	var errs error
 	for _, v := range s.volumes {
 		errs = errors.Join(errs, v.close())

@@ -33,39 +33,42 @@ type Volume struct {
 	files *seglog.Files
 	cache *extentCache
 
+	calls gate // of clients: Close waits for them
+
 	// nextSegment is the lowest segment number never used.
 	nextSegment atomic.Uint64
 	// named is the empty segment that the last session's last record names; 0
 	// if there is none, or this session has begun.
 	named layout.SegmentNo
 
-	mu         sync.RWMutex
-	changed    *sync.Cond // on mu: space, frozen buffers, flushes or the overlay moved on
-	active     *buffer
-	frozen     []*buffer // oldest first
-	spare      []*buffer
-	overlay    *overlay
-	ckpt       *overlay         // being checkpointed, or nil
-	ckptAt     layout.Position  // the log position that ckpt ends at
-	current    layout.SegmentNo // the segment that the log appends to
-	root       maptree.Root
-	head       layout.Head
-	gen        uint64 // grows when a mapping that a reader may hold is replaced
-	versions   [versionStripes]uint32
-	epoch      uint32             // version of ranges too long for stripes
-	capacity   int                // blocks the log can take without a new segment
-	unsynced   bool               // the log has operations that no commit covers
-	flushSeq   uint64             // flushes asked for
-	flushed    uint64             // flushes done
-	retry      bool               // a writer is short of log space
-	attempts   uint64             // retries answered
-	leave      bool               // the log is to leave its segment
-	outOfSpace bool               // the last attempt to make a segment met a full disk
-	freeze     chan<- frozenState // a checkpoint wants the overlay
-	logBytes   int64              // log written since the last checkpoint
-	failed     error              // poisoned: the volume is read-only (I7)
-	closed     bool
-	upkeepErr  error // why the last checkpoint failed
+	mu        sync.RWMutex
+	changed   *sync.Cond // on mu: space, frozen buffers, flushes or the overlay moved on
+	active    *buffer
+	frozen    []*buffer // oldest first
+	spare     []*buffer
+	overlay   *overlay
+	ckpt      *overlay         // being checkpointed, or nil
+	ckptAt    layout.Position  // the log position that ckpt ends at
+	current   layout.SegmentNo // the segment that the log appends to
+	root      maptree.Root
+	head      layout.Head
+	gen       uint64 // grows when a mapping that a reader may hold is replaced
+	versions  [versionStripes]uint32
+	epoch     uint32             // version of ranges too long for stripes
+	capacity  int                // blocks the log can take without a new segment
+	unsynced  bool               // the log has operations that no commit covers
+	flushSeq  uint64             // flushes asked for
+	flushed   uint64             // flushes done
+	retry     bool               // a writer is short of log space
+	attempts  uint64             // retries answered
+	leave     bool               // the log is to leave its segment
+	noSegment error              // why the last attempt to make a segment failed, if it did
+	freeze    chan<- frozenState // a checkpoint wants the overlay
+	logBytes  int64              // log written since the last checkpoint
+	failed    error              // poisoned: the volume is read-only (I7)
+	closing   bool               // no write is taken any more
+	closed    bool
+	upkeepErr error // why the last checkpoint failed
 
 	wake     chan struct{} // to the log's goroutine
 	logDone  chan struct{}
@@ -110,7 +113,7 @@ func (v *Volume) writableLocked() error {
 	switch {
 	case v.failed != nil:
 		return v.failed
-	case v.closed:
+	case v.closing:
 		return ErrClosed
 	case v.ro:
 		return ErrReadOnly

@@ -12,11 +12,19 @@ import (
 // records it fits into the smallest segment.
 const admitChunk = 128
 
+// trimReserve is the space of the log, in blocks, that only trims and zeros may
+// use: on a full disk they are what makes space.
+const trimReserve = 64
+
 // WriteAt writes p at off. When it returns, every later read sees it; a later
 // flush makes it durable. ENOSPC is answered here and not by the flush: space
 // in the log is reserved before a block is taken. With nowait it returns
 // ErrWouldBlock, having written nothing, where it would have to wait.
 func (v *Volume) WriteAt(p []byte, off int64, nowait bool) error {
+	if !v.calls.enter() {
+		return ErrClosed
+	}
+	defer v.calls.leave()
 	if err := v.checkRange(off, int64(len(p))); err != nil {
 		return err
 	}
@@ -54,7 +62,7 @@ func (v *Volume) checkRange(off, n int64) error {
 func (v *Volume) writeBlocks(p []byte, first layout.BlockNo, nowait bool) error {
 	n := len(p) / blockSize
 	v.mu.Lock()
-	if err := v.admitLocked(n, nowait); err != nil {
+	if err := v.admitLocked(n, trimReserve, nowait); err != nil {
 		v.mu.Unlock()
 		return err
 	}
@@ -89,9 +97,10 @@ func (v *Volume) rotateLocked() bool {
 	return true
 }
 
-// admitLocked makes room for n blocks in the active buffer and in the log, or
-// says why there is none. It may release mu while it waits.
-func (v *Volume) admitLocked(n int, nowait bool) error {
+// admitLocked makes room for n blocks in the active buffer and in the log,
+// where so many must stay free beyond them, or says why there is none. It may
+// release mu while it waits.
+func (v *Volume) admitLocked(n, reserve int, nowait bool) error {
 	attempt, reclaimed := uint64(0), false
 	for {
 		if err := v.writableLocked(); err != nil {
@@ -109,7 +118,7 @@ func (v *Volume) admitLocked(n int, nowait bool) error {
 			v.changed.Wait()
 			continue
 		}
-		if logNeed(v.pendingLocked()+n) <= v.capacity {
+		if logNeed(v.pendingLocked()+n)+reserve <= v.capacity {
 			if v.active == nil {
 				return v.newActiveLocked()
 			}
@@ -120,9 +129,9 @@ func (v *Volume) admitLocked(n int, nowait bool) error {
 		}
 		// The log's goroutine seals what waits and makes another segment, or
 		// tells that it cannot.
-		if attempt != 0 && v.attempts >= attempt && v.outOfSpace {
-			if reclaimed {
-				return fmt.Errorf("volume %s: no space for its log: %w", v.name, syscall.ENOSPC)
+		if attempt != 0 && v.attempts >= attempt && v.noSegment != nil {
+			if reclaimed || !isFull(v.noSegment) {
+				return fmt.Errorf("volume %s: no space for its log: %w", v.name, v.noSegment)
 			}
 			reclaimed, attempt = true, 0
 			v.mu.Unlock()
@@ -199,7 +208,7 @@ func (v *Volume) merge(p []byte, off int64, nowait bool) error {
 			}
 		}
 		v.mu.Lock()
-		if err := v.admitLocked(1, nowait); err != nil {
+		if err := v.admitLocked(1, trimReserve, nowait); err != nil {
 			v.mu.Unlock()
 			return err
 		}
@@ -223,6 +232,10 @@ func (v *Volume) merge(p []byte, off int64, nowait bool) error {
 // ZeroAt makes a range read as zeros. With noHole it stays allocated in the
 // eyes of block status. Parts of blocks at its ends are written.
 func (v *Volume) ZeroAt(off, n int64, noHole bool) error {
+	if !v.calls.enter() {
+		return ErrClosed
+	}
+	defer v.calls.leave()
 	if err := v.checkRange(off, n); err != nil {
 		return err
 	}
@@ -257,6 +270,10 @@ func (v *Volume) ZeroAt(off, n int64, noHole bool) error {
 
 // TrimAt gives the whole blocks in a range back; they read as zeros.
 func (v *Volume) TrimAt(off, n int64) error {
+	if !v.calls.enter() {
+		return ErrClosed
+	}
+	defer v.calls.leave()
 	if err := v.checkRange(off, n); err != nil {
 		return err
 	}
@@ -278,7 +295,7 @@ var zeroBlock [blockSize]byte
 func (v *Volume) zeroBlocks(first, last layout.BlockNo, kind layout.Kind) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if err := v.admitLocked(1, false); err != nil {
+	if err := v.admitLocked(1, 0, false); err != nil {
 		return err
 	}
 	v.stats.zeroed.Add(1)
@@ -297,6 +314,10 @@ func (v *Volume) zeroBlocks(first, last layout.BlockNo, kind layout.Kind) error 
 // Flush makes every write that completed before the call durable, whichever
 // client made it. Flushes that wait together are one commit.
 func (v *Volume) Flush() error {
+	if !v.calls.enter() {
+		return ErrClosed
+	}
+	defer v.calls.leave()
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.stats.flushes.Add(1)

@@ -95,16 +95,19 @@ func (w *Writer) PreparedClass() uint8 {
 	return w.next.class
 }
 
-// Capacity is the number of blocks that can be written without another
-// segment, records included.
+// Capacity is the number of blocks, records included, that can be written
+// without another segment, after the record of the open commit.
 func (w *Writer) Capacity() int {
-	n := 0
+	n := -switchBelow // the last segment's last blocks can only be left
 	for _, s := range []*appendSegment{w.cur, w.next} {
 		if s != nil {
 			n += int(s.blocks - s.pos)
 		}
 	}
-	return n
+	if len(w.ops) > 0 {
+		n -= w.recordBlocks(0)
+	}
+	return max(n, 0)
 }
 
 // NeedsSegment says that no further segment is prepared.
