@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"strings"
 
 	"github.com/fsximg/fsx/internal/volume"
 )
@@ -28,7 +29,7 @@ func verify(dir string, p promise, seed uint64) (r verdict, err error) {
 		}
 	}
 	s, v, err := openStore(path, options())
-	if p.none && (errors.Is(err, volume.ErrNotStore) || errors.Is(err, fs.ErrNotExist)) {
+	if p.none && isUnfinished(err) {
 		return verdict{none: true}, nil
 	}
 	if err != nil {
@@ -43,6 +44,13 @@ func verify(dir string, p promise, seed uint64) (r verdict, err error) {
 	}
 	r.left, err = verifyGoingOn(dir, s, v, found, seed)
 	return r, err
+}
+
+// isUnfinished says that a store was never there: its creation was cut off,
+// perhaps in the middle of its superblock.
+func isUnfinished(err error) bool {
+	return errors.Is(err, volume.ErrNotStore) || errors.Is(err, fs.ErrNotExist) ||
+		errors.Is(err, volume.ErrDamaged) && strings.Contains(err.Error(), "superblock")
 }
 
 func verifyReadOnly(path string, p promise) (*state, error) {
