@@ -153,7 +153,7 @@ func (j *journal) trimHalf(t *testing.T, c *client) {
 	half := len(j.acked) / 2
 	for i := range half {
 		if err := c.trim(int64(i)*chunk, chunk); err != nil {
-			t.Fatalf("trim on the full disk: %v", err)
+			t.Fatalf("trim %d of %d on the full disk: %v", i, half, err)
 		}
 		j.acked[i] = 0
 		delete(j.attempts, i)
