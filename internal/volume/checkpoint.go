@@ -33,9 +33,6 @@ func (v *Volume) maintain() {
 			continue
 		}
 		err := v.checkpoint(context.Background())
-		if err == nil {
-			err = v.compactSome(context.Background(), false)
-		}
 		if errors.Is(err, metadb.ErrNoSpace) {
 			err = fmt.Errorf("%w: %w", err, syscall.ENOSPC)
 		}
@@ -54,6 +51,11 @@ func (v *Volume) maintain() {
 				return
 			}
 			v.kickUpkeep()
+			continue
+		}
+		// The next checkpoint is followed by another attempt.
+		if err := v.compactSome(context.Background(), false); err != nil {
+			v.log.Error("compaction failed; nothing is lost", "volume", v.name, "err", err)
 		}
 	}
 }

@@ -285,15 +285,21 @@ func (w *Writer) poison(err error) error {
 
 // Close ends the session: it cuts the unused rest off the current segment and
 // removes the prepared one. The open commit must be empty. An error only means
-// that space stays allocated.
+// that space stays allocated. After a failure nothing is touched: a record that
+// could not be written may be whole and name the prepared segment.
 func (w *Writer) Close() error {
-	errs := w.DropSegment()
-	if w.cur != nil {
-		if w.err == nil {
+	var errs error
+	if w.err == nil {
+		errs = w.DropSegment()
+		if w.cur != nil {
 			errs = errors.Join(errs, w.cur.file.Truncate(int64(w.cur.pos)*layout.BlockSize))
 		}
-		w.cur.seg.Release()
-		w.cur = nil
 	}
+	for _, s := range []*appendSegment{w.cur, w.next} {
+		if s != nil {
+			s.seg.Release()
+		}
+	}
+	w.cur, w.next = nil, nil
 	return errs
 }
