@@ -63,12 +63,13 @@ func everySync(tr *trace.Trace, from int, rng *rand.Rand) (cuts []cut) {
 func somewhere(tr *trace.Trace, from, n int, rng *rand.Rand) (cuts []cut) {
 	after := func(l []int) []int { return slices.DeleteFunc(l, func(at int) bool { return at < from }) }
 	syncs, changes := after(tr.SyncCuts()), after(tr.ChangeCuts(1))
+	p := rng.IntN(len(policies))
 	for i := range n {
 		from := changes
 		if i%2 == 0 && len(syncs) > 0 {
 			from = syncs
 		}
-		cuts = append(cuts, cut{from[rng.IntN(len(from))], rng.Uint64(), policies[i/2%len(policies)]})
+		cuts = append(cuts, cut{from[rng.IntN(len(from))], rng.Uint64(), policies[(p+i/2)%len(policies)]})
 	}
 	return cuts
 }

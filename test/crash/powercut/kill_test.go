@@ -180,5 +180,6 @@ func TestKill(t *testing.T) {
 		}
 		operations += w.done + 1
 	}
-	t.Logf("RESULT kills: %d kills after %d operations, FSX_SEED=%d, %v", rounds, operations, seed, time.Since(began).Round(time.Second))
+	results.kills = fmt.Sprintf("%d kills after %d operations, FSX_SEED=%d, %v", rounds, operations, seed, time.Since(began).Round(time.Second))
+	t.Log("RESULT kills:", results.kills)
 }

@@ -78,7 +78,7 @@ const volumeSize = 8<<20 - 1536
 
 func TestPowerCuts(t *testing.T) {
 	seed, n := seedOf(t), wanted(t)
-	began := time.Now()
+	began, tested := time.Now(), commit()
 	rng := rand.New(rand.NewPCG(seed, 1))
 	for round := 0; results.cuts() < n && !t.Failed(); round++ {
 		t.Run(fmt.Sprint("syncs", round), func(t *testing.T) {
@@ -93,9 +93,7 @@ func TestPowerCuts(t *testing.T) {
 		t.Run(fmt.Sprint("compaction", round), func(t *testing.T) { compaction(t, rng) })
 		t.Run(fmt.Sprint("killed", round), func(t *testing.T) { killed(t, rng) })
 	}
-	took := time.Since(began).Round(time.Second)
-	t.Logf("RESULT power cuts: %d cuts, %d failures, FSX_SEED=%d, %v; %d before there was a store, %d left %d blocks to compact\n%s",
-		results.cuts(), results.failures, seed, took, results.none, results.leaks, results.leaked, results.table())
+	results.report(t, tested, seed, time.Since(began))
 }
 
 // second cuts a recording, recovers what is left under another recorder, and
