@@ -68,13 +68,17 @@ func fillUp(t testing.TB, c *cells, rng *rand.Rand, most int) int {
 // TestFullDisk fills the disk: the write is told, everything acknowledged is
 // there, and it goes on when there is space.
 func TestFullDisk(t *testing.T) {
-	watchdog(t, 2*time.Minute)
+	watchdog(t, 6*time.Minute)
+	size, rounds := int64(256<<20), 3
+	if testing.Short() {
+		size, rounds = 96<<20, 1
+	}
 	rng := rand.New(rand.NewPCG(seedOf(t), 1))
 	d := newDisk(t, small, faultfs.Options{})
-	s := d.create(t, 256<<20)
+	s := d.create(t, size)
 	v := mainVolume(t, s)
 	c := newCells(v)
-	for round := range 3 {
+	for round := range rounds {
 		d.Space.SetFree(20 << 20)
 		n := fillUp(t, c, rng, 20_000)
 		flush(t, v)
@@ -149,7 +153,7 @@ func TestFullDiskBigRecord(t *testing.T) {
 	if testing.Short() {
 		t.Skip("writes 200 MiB")
 	}
-	watchdog(t, 2*time.Minute)
+	watchdog(t, 6*time.Minute)
 	rng := rand.New(rand.NewPCG(seedOf(t), 1))
 	d := newDisk(t, volume.Limits{}, faultfs.Options{})
 	const size = 512 << 20

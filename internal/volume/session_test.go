@@ -84,7 +84,7 @@ func segmentFiles(t testing.TB, path string) (names []string, allocated int64) {
 // TestKilledAnywhereInSegment kills at every commit around the change from one
 // segment to the next, and opens what is left twice without writing.
 func TestKilledAnywhereInSegment(t *testing.T) {
-	watchdog(t, 2*time.Minute)
+	watchdog(t, 6*time.Minute)
 	path := filepath.Join(fastDir(t), "s.fsx")
 	s := create(t, path, 64<<20)
 	v := mainVolume(t, s)
@@ -124,7 +124,7 @@ func TestKilledAnywhereInSegment(t *testing.T) {
 // TestManySessions leaves no files behind, nor space: neither sessions that
 // close nor those that are killed.
 func TestManySessions(t *testing.T) {
-	watchdog(t, 2*time.Minute)
+	watchdog(t, 6*time.Minute)
 	n := 100
 	if testing.Short() {
 		n = 30
@@ -178,7 +178,7 @@ func TestManySessions(t *testing.T) {
 
 // TestSpaceComesBack trims everything: the store is as small as a fresh one.
 func TestSpaceComesBack(t *testing.T) {
-	watchdog(t, 2*time.Minute)
+	watchdog(t, 6*time.Minute)
 	const size = 64 << 20
 	path := filepath.Join(fastDir(t), "s.fsx")
 	s := create(t, path, size)
