@@ -33,6 +33,9 @@ func (v *Volume) maintain() {
 			continue
 		}
 		err := v.checkpoint(context.Background())
+		if errors.Is(err, ErrClosed) {
+			return
+		}
 		if errors.Is(err, metadb.ErrNoSpace) {
 			err = fmt.Errorf("%w: %w", err, syscall.ENOSPC)
 		}
@@ -106,6 +109,10 @@ func (v *Volume) takeOverlay() (frozenState, error) {
 	if v.failed != nil {
 		defer v.mu.Unlock()
 		return frozenState{}, v.failed
+	}
+	if v.logEnded {
+		defer v.mu.Unlock()
+		return frozenState{}, ErrClosed
 	}
 	ch := make(chan frozenState, 1)
 	v.freeze = ch

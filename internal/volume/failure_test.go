@@ -59,7 +59,7 @@ func (c *cells) recovered(t *testing.T, v *volume.Volume, since []uint32) {
 // read-only and says so, whatever is tried; reads go on; the next process
 // recovers everything that was flushed.
 func TestFailedLog(t *testing.T) {
-	watchdog(t, 2*time.Minute)
+	watchdog(t, 6*time.Minute)
 	seed := seedOf(t)
 	for name, rule := range map[string]faultfs.Rule{
 		"sync":  {Ops: []faultfs.Op{faultfs.Sync}, Path: "*.seg", Err: syscall.EIO, Count: 1},
@@ -154,7 +154,7 @@ func (c *cells) writtenSince(block int, since []uint32) bool {
 // TestCloseWhileBusy closes a store under full load. Every call succeeds or
 // says that the volume is closed, and what was acknowledged is there.
 func TestCloseWhileBusy(t *testing.T) {
-	watchdog(t, 2*time.Minute)
+	watchdog(t, 6*time.Minute)
 	seed := seedOf(t)
 	const size, workers = 8 << 20, 6
 	path := filepath.Join(fastDir(t), "s.fsx")

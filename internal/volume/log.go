@@ -77,11 +77,24 @@ func (l *logger) run() {
 			v.mu.Unlock()
 		}
 		if stopped {
+			l.end()
 			if err := l.w.Close(); err != nil {
 				v.log.Warn("space of the log stays allocated", "volume", v.name, "err", err)
 			}
 			return
 		}
+	}
+}
+
+// end answers the last checkpoint that waits for the log.
+func (l *logger) end() {
+	v := l.v
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.logEnded = true
+	if v.freeze != nil {
+		v.freeze <- frozenState{err: ErrClosed}
+		v.freeze = nil
 	}
 }
 

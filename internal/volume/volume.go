@@ -67,6 +67,7 @@ type Volume struct {
 	logBytes  int64              // log written since the last checkpoint
 	failed    error              // poisoned: the volume is read-only (I7)
 	closing   bool               // no write is taken any more
+	logEnded  bool               // the log's goroutine answers no more
 	closed    bool
 	upkeepErr error // why the last checkpoint failed
 
