@@ -5,7 +5,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 
-from errors import Refused
+from errors import Refused, Unknown
 
 BLOCK = 4096
 AREAS = (0, 16777216)
@@ -163,12 +163,15 @@ class Record:
 
 
 def record(data, volume, segment, block):
-    """Decodes a record whose MAC is already verified; data is without padding."""
+    """Decodes a record whose MAC is already verified; data is without padding.
+    Unknown is a record of a later version, any other Refused is no record."""
     c = Cursor(data, f"record in segment {segment}, block {block}")
     c.magic(b"FSXCMT00")
     length, kind, flags = c.u(4), c.u(1), c.u(1)
     c.zeros(2)
-    c.need(length == len(data) and kind in (COMMIT, CONTINUE), f"unknown type {kind}")
+    if kind not in (COMMIT, CONTINUE):
+        raise Unknown(f"{c.what}: type {kind} is not known")
+    c.need(length == len(data), "another length")
     c.need(flags <= 1, "unknown flags")
     c.need(c.u(4) == volume, "of another volume")
     start = c.u(4)
@@ -198,7 +201,7 @@ def operation(c, start, block, segment):
     if kind == 1:
         return extent_operation(c, start, block, segment)
     if kind != 2:
-        c.refuse(f"unknown operation {kind}")
+        raise Unknown(f"{c.what}: operation {kind} is not known")
     what = c.u(1)
     c.zeros(2)
     op = Zero(what, c.u(8), c.u(8))
@@ -299,6 +302,8 @@ def root(c):
     c.need(kind <= NODE, "unknown kind of root")
     if kind != NODE:
         c.need((found.owner, found.generation, found.hash) == (0, 0, bytes(32)), "bad root")
+    else:
+        c.need(found.owner > 0, "a root without an owner")
     return found
 
 
@@ -314,6 +319,7 @@ def leaf(data):
     c.need(full & zero == 0 and (full or zero not in (0, 0xFFFF)), "not canonical")
     found = {i: (c.u(4), c.u(8), c.u(1), c.take(16)) for i in bits(full)}
     c.end()
+    c.need(all(owner for owner, *_ in found.values()), "a block without an owner")
     return found
 
 
@@ -325,6 +331,7 @@ def interior(data, level):
     c.need(full & zero == 0 and (full or zero not in (0, 2**64 - 1)), "not canonical")
     found = {i: (c.u(4), c.u(8), c.take(32)) for i in bits(full)}
     c.end()
+    c.need(all(owner for owner, *_ in found.values()), "a child without an owner")
     return found
 
 

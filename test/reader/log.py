@@ -7,7 +7,7 @@ import re
 
 import keys
 import layout
-from errors import Refused
+from errors import Refused, Unknown
 from layout import BLOCK, COMMIT, CONTINUE, EMPTY, Extent
 
 SEGMENT = re.compile(r"[0-9a-f]{16}\.seg")
@@ -46,8 +46,8 @@ class Log:
         self.folder, self.volume, self.key = folder, volume, record_key
 
     def record(self, segment, block):
-        """Returns the authentic record at a place, or None. One that is authentic
-        and yet not understood is an error."""
+        """Returns the authentic record at a place, or None. One with the right MAC
+        whose type or operations are not known is an error."""
         data, at = self.folder.segment(segment), block * BLOCK
         if data is None or data[at:at + 8] != b"FSXCMT00":
             return None
@@ -60,10 +60,12 @@ class Log:
         if (raw[16:20], raw[24:36]) != (self.volume.to_bytes(4, "big"),
                                        segment.to_bytes(8, "big") + block.to_bytes(4, "big")):
             return None  # left over from another life of the file
-        found = layout.record(raw, self.volume, segment, block)
-        if any(data[at + length:found.position.end * BLOCK]):
-            raise Refused(f"record in segment {segment}, block {block}: padding is not zero")
-        return found
+        try:
+            return layout.record(raw, self.volume, segment, block)
+        except Unknown:
+            raise
+        except Refused:
+            return None
 
     def records(self, segment, start=0):
         """Yields the authentic records of a segment from a block on."""
@@ -82,7 +84,7 @@ class Log:
                               " names, is not there")
         while following := self.next(position, before):
             if not whole(following):
-                self.must_be_last(following.position, following.sequence)
+                self.must_be_last(following.position, f"commit {following.sequence} does not open")
                 return
             yield following
             position, before = following.position, following
@@ -94,36 +96,33 @@ class Log:
         first = [self.record(n, 0) for n in self.folder.numbers if n > position.segment]
         found = [r for r in first if r and r.type == CONTINUE
                  and r.sequence == wanted and r.prev == names]
-        if len(found) > 1:
-            raise Refused(f"damaged: two sessions continue record {position.sequence}")
         if found:
-            return found[0]
+            return found[-1]
         if before is None:
-            self.must_be_last(EMPTY, wanted)
+            self.must_be_last(EMPTY, "commit 1 is missing")
             return None
         segment, start = (before.next, 0) if before.last else (position.segment, position.end)
         if self.folder.segment(segment) is None:
             raise Refused(f"damaged: segment {segment} is missing")
         after = next(self.records(segment, start), None)
         if after is None:
-            self.must_be_last(position, wanted)
+            self.must_be_last(position, f"commit {wanted} is missing")
             return None
-        if (after.type, after.sequence, after.prev, after.start, after.incarnation) != (
-                COMMIT, wanted, names, start, before.incarnation):
+        if (after.type, after.sequence, after.prev[2], after.start) != (
+                COMMIT, wanted, position.mac, start):
             raise Refused(f"damaged: segment {segment}, block {after.position.block}: record"
                           f" {after.sequence} does not continue {position.sequence}")
         return after
 
-    def must_be_last(self, position, sequence):
-        """Refuses if an authentic record proves a commit behind `sequence`."""
+    def must_be_last(self, position, why):
+        """Refuses if an authentic record of a later commit lies behind a position."""
         for number in self.folder.numbers:
             if number < position.segment:
                 continue
             start = position.end if number == position.segment else 0
             for later in self.records(number, start):
-                if later.sequence > sequence:
-                    raise Refused(f"damaged: commit {sequence} is missing or does not open,"
-                                  f" but commit {later.sequence} is there")
+                if later.sequence > position.sequence:
+                    raise Refused(f"damaged: {why}, but commit {later.sequence} is there")
 
 
 class Overlay:
