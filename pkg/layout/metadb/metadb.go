@@ -99,7 +99,8 @@ type DB struct {
 	free func() (int64, error)
 	min  int64
 
-	failed atomic.Pointer[error]
+	failed  atomic.Pointer[error]
+	flatten sync.Mutex
 
 	view struct {
 		sync.Mutex

@@ -7,8 +7,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"testing"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/fsximg/fsx/pkg/layout/metadb"
 )
@@ -389,5 +392,26 @@ func BenchmarkGet(b *testing.B) {
 		if _, err := db.GetAppend(key(i), buf[:0]); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// Several callers flatten at once, and then close: no compactor is left behind
+// that would work on unmapped tables.
+func TestFlattenTogether(t *testing.T) {
+	db := open(t, t.TempDir(), metadb.Options{Create: true, MinFree: -1})
+	var g errgroup.Group
+	for range 8 {
+		g.Go(db.Flatten)
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	stacks := make([]byte, 1<<20)
+	stacks = stacks[:runtime.Stack(stacks, true)]
+	if n := bytes.Count(stacks, []byte("levelsController).runCompactor(")); n != 0 {
+		t.Errorf("%d compactors run after Close", n)
 	}
 }

@@ -49,6 +49,10 @@ func (d *DB) statfs() (int64, error) {
 // Flatten merges all tables into one level, which drops deleted and replaced
 // values. It rewrites the database once and needs as much free space.
 func (d *DB) Flatten() error {
+	// Badger stops its compactors for this, and starts them afterwards: two at
+	// once start them twice, and Close stops only one of the sets.
+	d.flatten.Lock()
+	defer d.flatten.Unlock()
 	if err := d.writable(); err != nil {
 		return err
 	}
