@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
-	"strconv"
 	"time"
 
 	"github.com/fsximg/fsx/internal/cliutil"
@@ -216,23 +215,28 @@ func serve(ctx context.Context, env *cliutil.Env, c *cli.Context, x *exports, li
 
 // whileServing tells that the server is ready, and waits until it is to end.
 func whileServing(ctx, serving context.Context, env *cliutil.Env, c *cli.Context, x *exports, listeners []net.Listener) error {
-	if file := c.String("pid-file"); file != "" {
-		if err := os.WriteFile(file, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
-			return fmt.Errorf("--pid-file: %w", err)
-		}
-		defer os.Remove(file)
-	}
 	export := ""
 	if len(x.only) == 1 && x.only[0] != cliutil.DefaultVolume {
 		export = x.only[0]
 	}
-	if script := c.String("run"); script != "" {
-		return runCommand(ctx, listeners[0], uri(listeners[0], export), export, script)
-	}
+	script := c.String("run")
 	for _, l := range listeners {
+		if script != "" {
+			break
+		}
 		if _, err := fmt.Fprintln(env.Stdout, uri(l, export)); err != nil {
 			return fmt.Errorf("write uri: %w", err)
 		}
+	}
+	// Whoever waits for this file finds all of the above, and the file whole.
+	if file := c.String("pid-file"); file != "" {
+		if err := writePID(file); err != nil {
+			return fmt.Errorf("--pid-file: %w", err)
+		}
+		defer os.Remove(file)
+	}
+	if script != "" {
+		return runCommand(ctx, listeners[0], uri(listeners[0], export), export, script)
 	}
 	if isDaemon() {
 		if err := detach(x.stores[0].st.UUID().String()); err != nil {
@@ -245,4 +249,21 @@ func whileServing(ctx, serving context.Context, env *cliutil.Env, c *cli.Context
 	case <-serving.Done():
 		return nil // Wait tells why
 	}
+}
+
+// writePID writes our process id to a file that appears whole.
+func writePID(file string) error {
+	f, err := os.CreateTemp(filepath.Dir(file), "."+filepath.Base(file)+".*")
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(f, os.Getpid())
+	err = errors.Join(err, f.Chmod(0o644), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), file)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return nil
 }
