@@ -200,7 +200,7 @@ func (c *checkpoint) writeExtents(batch *metadb.Batch) error {
 	var key, val []byte
 	for id, rec := range c.state.overlay.extents {
 		s := c.ch.m[rec.Segment]
-		alive := false
+		alive := s == nil // its segment is kept as it is
 		for at := rec.Offset; at < rec.Offset+uint32(rec.Blocks) && !alive; at++ {
 			alive = s.rec.Live[at/8]>>(at%8)&1 != 0
 		}
@@ -291,12 +291,15 @@ func (v *Volume) retire(no layout.SegmentNo) error {
 	if err != nil {
 		return err
 	}
-	for slot := range uint8(2) {
-		if err := batch.Delete(layout.SegmentKey(v.id, no, slot)); err != nil {
-			return err
-		}
-	}
 	if err := batch.Flush(); err != nil {
+		return err
+	}
+	// The account goes after the extents: a segment that has extents and no
+	// account is one whose account was lost.
+	err = v.store.db.Update(func(tx *metadb.Txn) error {
+		return errors.Join(tx.Delete(layout.SegmentKey(v.id, no, 0)), tx.Delete(layout.SegmentKey(v.id, no, 1)))
+	})
+	if err != nil {
 		return err
 	}
 	v.space.remove(no)

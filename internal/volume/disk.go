@@ -92,6 +92,9 @@ func (s *Store) checkBallast() error {
 // freeForIndex is the free space that the index may count on; it gives up the
 // ballast when that is needed.
 func (s *Store) freeForIndex() (int64, error) {
+	if s.scratch != "" {
+		return s.fs.Free(s.scratch)
+	}
 	free, err := s.fs.Free(s.dir.Path)
 	if err != nil || free >= s.limits.indexReserve {
 		return free, err

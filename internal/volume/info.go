@@ -135,9 +135,13 @@ func (s *Store) volumeInfoLocked(id layout.VolumeID) (VolumeInfo, error) {
 // segmentRecords returns the valid record of every segment.
 func (s *Store) segmentRecords(id layout.VolumeID, upTo layout.Seq) (map[layout.SegmentNo]*layout.SegmentRecord, error) {
 	m := map[layout.SegmentNo]*layout.SegmentRecord{}
+	var lost []layout.SegmentNo
 	err := s.db.Scan(layout.SegmentPrefix(id), func(key, val []byte) error {
 		_, no, _, ok := layout.SegmentOfKey(key)
 		rec, err := layout.DecodeSegmentRecord(val)
+		if ok && err != nil {
+			lost = append(lost, no) // the other slot may be of an earlier time
+		}
 		if !ok || err != nil || rec.Checkpoint > upTo {
 			return nil
 		}
@@ -146,6 +150,9 @@ func (s *Store) segmentRecords(id layout.VolumeID, upTo layout.Seq) (map[layout.
 		}
 		return nil
 	})
+	for _, no := range lost {
+		delete(m, no)
+	}
 	return m, err
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/fsximg/fsx/pkg/crypt"
 	"github.com/fsximg/fsx/pkg/layout"
+	"github.com/fsximg/fsx/pkg/layout/maptree"
 	"github.com/fsximg/fsx/pkg/layout/metadb"
 	"github.com/fsximg/fsx/pkg/layout/seglog"
 )
@@ -28,6 +29,7 @@ func (s *Store) openVolume(id layout.VolumeID) (*Volume, error) {
 	}
 	v.changed = sync.NewCond(&v.mu)
 	v.space.segs = map[layout.SegmentNo]segmentInfo{}
+	v.kept = map[layout.SegmentNo]bool{}
 	err := v.unlock(vk, hint)
 	if err == nil {
 		err = v.openFiles()
@@ -74,6 +76,8 @@ func (v *Volume) unlock(vk *crypt.VolumeKey, hint layout.Head) error {
 		return fmt.Errorf("%w: the superblock is not the one that the head names", ErrDamaged)
 	case head.BagDigest != layout.Hash(bag) || head.SlotsDigest != layout.Hash(s.keyring.SlotsDigest(vk.ID())):
 		return fmt.Errorf("%w: the keyring is not the one that the head names", ErrDamaged)
+	case head.Root.Height != maptree.HeightFor(blocksOf(head.Size)):
+		return fmt.Errorf("%w: the map is not of the volume's size", ErrDamaged)
 	}
 	if v.bag, err = s.keyring.OpenBag(crypt.UUID(head.UUID), vk); err != nil {
 		return fmt.Errorf("key bag: %w: %w", ErrDamaged, err)
@@ -97,7 +101,8 @@ func (v *Volume) openFiles() (err error) {
 		}
 		rec, err := layout.DecodeSegmentRecord(val)
 		if err != nil {
-			return fmt.Errorf("segment %d: %w: %w", no, ErrDamaged, err)
+			v.keep(no, err)
+			return nil
 		}
 		// A record newer than the head comes from a checkpoint that a crash
 		// interrupted.
@@ -107,6 +112,9 @@ func (v *Volume) openFiles() (err error) {
 		}
 		return nil
 	})
+	for no := range v.kept {
+		v.space.remove(no) // the other slot is of an earlier time
+	}
 	next := uint64(v.head.NextSegment)
 	for _, no := range v.files.List() {
 		next = max(next, uint64(no)+1)
@@ -147,11 +155,12 @@ func (v *Volume) recover() (*recovered, error) {
 // verifyExtent opens every block of an extent that a commit record describes.
 func (v *Volume) verifyExtent(_ layout.ExtentID, op *layout.Op, data []byte) error {
 	key, ok := v.bag.Get(crypt.ID(op.KID))
+	// The record is authentic, so this is no torn write, and nothing is cut.
 	if !ok {
-		return fmt.Errorf("data key %s is not in the bag", op.KID)
+		return fmt.Errorf("%w: data key %s is not in the bag", seglog.ErrDamaged, op.KID)
 	}
 	if uint8(key.Mode()) != op.Mode {
-		return errors.New("mode is not the key's")
+		return fmt.Errorf("%w: mode %#x is not that of data key %s", seglog.ErrDamaged, op.Mode, op.KID)
 	}
 	x, err := key.Extent(crypt.Nonce(op.Nonce), len(op.Tags))
 	if err != nil {
@@ -223,14 +232,29 @@ func (v *Volume) begin(rec *recovered) error {
 	return nil
 }
 
+// keep notes that a segment has no account, though it should have one: it is
+// read, and otherwise left alone.
+func (v *Volume) keep(no layout.SegmentNo, why error) {
+	v.log.Error("a segment's account is lost; the segment is kept as it is", "volume", v.name, "segment", no, "err", why)
+	v.kept[no] = true
+}
+
 // removeLeftovers removes segment files that neither the log nor an account
 // names: prepared, pooled or half-compacted ones of a process that was killed.
 // The segment that the log's last record names stays, though it is empty: a
 // log that misses it is damaged, until the next session has begun.
 func (v *Volume) removeLeftovers(rec *recovered) error {
+	var unknown []layout.SegmentNo
 	for _, no := range v.files.List() {
-		_, known := v.space.get(no)
-		if _, inLog := rec.ends[no]; known || inLog || no == rec.Next {
+		if _, known := v.space.get(no); !known && !v.kept[no] {
+			unknown = append(unknown, no)
+		}
+	}
+	if err := v.keepUsed(unknown); err != nil {
+		return err
+	}
+	for _, no := range unknown {
+		if _, inLog := rec.ends[no]; inLog || no == rec.Next || v.kept[no] {
 			continue
 		}
 		if err := v.files.Retire(no, 0, false); err != nil {
@@ -238,6 +262,24 @@ func (v *Volume) removeLeftovers(rec *recovered) error {
 		}
 	}
 	return nil
+}
+
+// keepUsed keeps those of the segments without an account in which extents lie
+// that the head may need: the index has lost something. A leftover has none,
+// since a segment's extents go before its account does, and come after it.
+func (v *Volume) keepUsed(unknown []layout.SegmentNo) error {
+	if len(unknown) == 0 {
+		return nil
+	}
+	return v.store.db.Scan(layout.ExtentPrefix(v.id), func(key, val []byte) error {
+		_, id, ok := layout.ExtentOfKey(key)
+		x, err := layout.DecodeExtentRecord(val)
+		if !ok || err != nil || id.Birth() > v.head.Log.Seq || v.kept[x.Segment] || !slices.Contains(unknown, x.Segment) {
+			return nil
+		}
+		v.keep(x.Segment, fmt.Errorf("extent %x lies there: %w", uint64(id), ErrDamaged))
+		return nil
+	})
 }
 
 // close lets calls that are under way finish, except for writers that wait for

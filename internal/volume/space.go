@@ -142,6 +142,9 @@ func (v *Volume) segmentRecord(no layout.SegmentNo, slot uint8) (rec *layout.Seg
 
 // born adds what the log put into a segment.
 func (c *changes) born(no layout.SegmentNo, u *segmentUse) error {
+	if c.v.kept[no] {
+		return nil
+	}
 	s, err := c.segment(no)
 	if err != nil {
 		return err

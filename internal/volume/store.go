@@ -100,6 +100,8 @@ type Store struct {
 	keys    map[crypt.ID]*crypt.VolumeKey
 	volumes map[layout.VolumeID]*Volume
 	closed  bool
+
+	headless error // a head that could not be read, if any
 }
 
 func (o *Options) defaults() {
@@ -125,7 +127,7 @@ func (o *Options) defaults() {
 // open, unlocked and writable.
 func Create(path string, o CreateOptions) (_ *Store, err error) {
 	o.defaults()
-	if o.Size <= 0 || o.Size%512 != 0 || o.Size > layout.MaxVolumeSize {
+	if o.Size <= 0 || o.Size%layout.SectorSize != 0 || o.Size > layout.MaxVolumeSize {
 		return nil, fmt.Errorf("create %s: size %d is not a multiple of 512 up to 8 EiB - 4 KiB", path, o.Size)
 	}
 	if len(o.Secrets) == 0 {
@@ -190,7 +192,7 @@ func (s *Store) makeKeys(o *CreateOptions) (*layout.Head, error) {
 	h := &layout.Head{
 		Store: s.dir.Super.UUID, UUID: newUUID(), Volume: 1, Clean: true, Epoch: 1,
 		Size: uint64(o.Size), MinSize: uint64(o.Size), Created: s.dir.Super.Created, NextSegment: 1,
-		Root:      layout.Root{Height: maptree.HeightFor((uint64(o.Size) + blockSize - 1) / blockSize)},
+		Root:      layout.Root{Height: maptree.HeightFor(blocksOf(uint64(o.Size)))},
 		VolumeKey: layout.KeyID(vk.ID()), Superblock: s.dir.Super.Digest(), Mode: uint8(o.Mode), Name: mainName,
 		SnapshotDigest: sha256.Sum256(nil),
 	}
@@ -233,7 +235,7 @@ func newUUID() (u layout.UUID) {
 // Open opens a store and takes its lock. No key is needed yet.
 func Open(path string, o Options) (_ *Store, err error) {
 	o.defaults()
-	dir, err := store.Open(o.FS, path, o.Program)
+	dir, err := store.Open(o.FS, path, o.Program, o.ReadOnly)
 	if err != nil {
 		return nil, mapCorrupt(err)
 	}
@@ -251,8 +253,10 @@ func Open(path string, o Options) (_ *Store, err error) {
 	if s.keyring, err = crypt.ParseKeyring(body, crypt.UUID(dir.Super.UUID)); err != nil {
 		return nil, fmt.Errorf("%s: keyring: %w: %w", path, ErrDamaged, err)
 	}
-	if err := s.checkBallast(); err != nil {
-		return nil, err
+	if !s.opt.ReadOnly {
+		if err := s.checkBallast(); err != nil {
+			return nil, err
+		}
 	}
 	meta, err := s.indexPath()
 	if err != nil {
@@ -285,10 +289,10 @@ func (s *Store) openIndex(dir string, create bool) (err error) {
 }
 
 // indexPath is where the index is opened: in the store, or for a reader of a
-// store that was not closed, in a private copy, since Badger replays its logs
-// when it opens.
+// store that was not closed or may not be written, in a private copy, since
+// Badger replays its logs when it opens.
 func (s *Store) indexPath() (string, error) {
-	if !s.opt.ReadOnly || !s.dir.Unclean {
+	if !s.dir.Immutable && (!s.opt.ReadOnly || !s.dir.Unclean) {
 		return s.dir.Meta(), nil
 	}
 	tmp, err := os.MkdirTemp("", "fsx-index-")
@@ -305,6 +309,7 @@ func (s *Store) loadHeads() error {
 		h, err := layout.DecodeHead(val, nil)
 		if err != nil {
 			s.log.Error("head is damaged", "err", err)
+			s.headless = err
 			return nil
 		}
 		s.heads[h.Volume] = *h
@@ -375,7 +380,13 @@ func (s *Store) Volume(name string) (*Volume, error) {
 		s.volumes[id] = v
 		return v, nil
 	}
-	return nil, fmt.Errorf("%s: volume %s: %w", s.dir.Path, name, ErrNotFound)
+	err := ErrNotFound
+	if s.headless != nil {
+		err = fmt.Errorf("%w: %w", ErrDamaged, s.headless)
+	} else if len(s.keyring.Bags()) > len(s.heads) {
+		err = fmt.Errorf("%w: the keyring knows a volume that the index does not", ErrDamaged)
+	}
+	return nil, fmt.Errorf("%s: volume %s: %w", s.dir.Path, name, err)
 }
 
 // Close commits and checkpoints every volume, and releases the store. After an

@@ -41,6 +41,10 @@ type Volume struct {
 	// if there is none, or this session has begun.
 	named layout.SegmentNo
 
+	// kept are the segments whose accounts are lost. It does not change once the
+	// volume is open.
+	kept map[layout.SegmentNo]bool
+
 	mu        sync.RWMutex
 	changed   *sync.Cond // on mu: space, frozen buffers, flushes or the overlay moved on
 	active    *buffer
@@ -107,7 +111,10 @@ func (v *Volume) Size() int64 { return v.size }
 // ReadOnly says that every write will be refused.
 func (v *Volume) ReadOnly() bool { return v.ro }
 
-func (v *Volume) blocks() uint64 { return (uint64(v.size) + blockSize - 1) / blockSize }
+func (v *Volume) blocks() uint64 { return blocksOf(uint64(v.size)) }
+
+// blocksOf is the number of blocks of a volume of size bytes.
+func blocksOf(size uint64) uint64 { return (size + blockSize - 1) / blockSize }
 
 // writable is the error that a write meets now, if any. The caller holds mu.
 func (v *Volume) writableLocked() error {

@@ -161,7 +161,7 @@ func DecodeHead(b []byte, sign Signer) (*Head, error) {
 		return nil, corrupt("head", "name too long")
 	}
 	h.Name = string(c.take(n))
-	if !c.done() || flags&^headFlagDone != 0 || !ValidName(h.Name) || h.Size > MaxVolumeSize || h.MinSize > h.Size {
+	if !c.done() || flags&^headFlagDone != 0 || !ValidName(h.Name) || h.Size > MaxVolumeSize || h.Size%SectorSize != 0 || h.MinSize > h.Size {
 		return nil, corrupt("head", "field out of range")
 	}
 	return h, nil

@@ -162,6 +162,9 @@ func TestRecordOutOfRange(t *testing.T) {
 		"starts behind itself":     func(r *layout.Record) { r.Start = r.Block + 1 },
 		"continue with operations": func(r *layout.Record) { r.Type = layout.RecordContinue },
 		"unknown type":             func(r *layout.Record) { r.Type = 9 },
+		"size in no sectors":       func(r *layout.Record) { r.Size++ },
+		"size too large":           func(r *layout.Record) { r.Size = 1 << 63 },
+		"a home twice":             func(r *layout.Record) { r.Ops[2].Homes[1].Start = r.Ops[2].Homes[0].Start },
 	} {
 		r := record(rand.New(rand.NewPCG(1, 2)))
 		spoil(r)
@@ -195,6 +198,7 @@ func TestHead(t *testing.T) {
 		"name with a slash":    func(h *layout.Head) { h.Name = "a/b" },
 		"too large":            func(h *layout.Head) { h.Size = 1 << 63 },
 		"smaller than its min": func(h *layout.Head) { h.MinSize = h.Size + 1 },
+		"size in no sectors":   func(h *layout.Head) { h.Size++ },
 		"a hole with a hash":   func(h *layout.Head) { h.Root.Kind = layout.Hole },
 	} {
 		h := head()
@@ -244,6 +248,31 @@ func TestExtentRecord(t *testing.T) {
 	}
 	if _, ok := whole.BlockAt(3); ok {
 		t.Error("block 3 of 3 exists")
+	}
+}
+
+func TestSegmentRecord(t *testing.T) {
+	for _, want := range []layout.SegmentRecord{
+		{Checkpoint: 5, Class: 8, Kind: layout.SegmentLog, Used: 12, First: 1, Last: 4, Live: []byte{0xff, 0x0f}},
+		{Checkpoint: 5, Class: 8, Kind: layout.SegmentCompacted, Used: 9, Extents: []layout.ExtentID{1, 2}, Live: []byte{0xff, 1}, Moving: true, Punched: true},
+	} {
+		b := want.Encode()
+		got, err := layout.DecodeSegmentRecord(b)
+		if err != nil || !reflect.DeepEqual(*got, want) {
+			t.Errorf("decoded %+v, %v", got, err)
+		}
+		for i := range b {
+			b[i] ^= 0x10
+			if _, err := layout.DecodeSegmentRecord(b); !errors.Is(err, layout.ErrCorrupt) {
+				t.Errorf("byte %d flipped: %v", i, err)
+			}
+			b[i] ^= 0x10
+		}
+		for n := range b {
+			if _, err := layout.DecodeSegmentRecord(b[:n]); !errors.Is(err, layout.ErrCorrupt) {
+				t.Errorf("cut to %d bytes: %v", n, err)
+			}
+		}
 	}
 }
 

@@ -1,6 +1,9 @@
 package layout
 
-import "math/bits"
+import (
+	"hash/crc32"
+	"math/bits"
+)
 
 // Badger keys: one letter, then big-endian numbers, so that an ascending scan
 // goes by volume and number. Map nodes have the letter 'n' (package maptree).
@@ -136,6 +139,7 @@ const (
 //	12 used be32: blocks written | 16 first birth be64 | 24 last birth be64
 //	32 extents be32, then be64 each, ascending (compacted segments only)
 //	   live bitmap: (used+7)/8 bytes, bit b of byte b/8 is block b
+//	-4 CRC-32C of all before it: what is called dead gets destroyed
 type SegmentRecord struct {
 	Checkpoint  Seq
 	Class       uint8
@@ -156,7 +160,7 @@ const (
 
 // Encode returns the record's bytes.
 func (s *SegmentRecord) Encode() []byte {
-	b := make([]byte, 0, 36+8*len(s.Extents)+len(s.Live))
+	b := make([]byte, 0, 40+8*len(s.Extents)+len(s.Live))
 	b = be.AppendUint64(b, uint64(s.Checkpoint))
 	flags := uint16(0)
 	if s.Punched {
@@ -172,12 +176,19 @@ func (s *SegmentRecord) Encode() []byte {
 	for _, e := range s.Extents {
 		b = be.AppendUint64(b, uint64(e))
 	}
-	return append(b, s.Live...)
+	b = append(b, s.Live...)
+	return be.AppendUint32(b, crc32.Checksum(b, castagnoli))
 }
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // DecodeSegmentRecord reads a segment record; it copies what it keeps.
 func DecodeSegmentRecord(b []byte) (*SegmentRecord, error) {
-	c := newCursor(b)
+	end := len(b) - 4
+	if end < 0 || crc32.Checksum(b[:end], castagnoli) != be.Uint32(b[end:]) {
+		return nil, corrupt("segment record", "checksum differs")
+	}
+	c := newCursor(b[:end])
 	s := &SegmentRecord{Checkpoint: Seq(c.u64()), Class: c.u8(), Kind: SegmentKind(c.u8())}
 	flags := c.u16()
 	s.Punched, s.Moving = flags&segmentPunched != 0, flags&segmentMoving != 0

@@ -1,6 +1,10 @@
 package layout
 
-import "fmt"
+import (
+	"cmp"
+	"fmt"
+	"slices"
+)
 
 // OpCode names an operation of a commit.
 type OpCode uint8
@@ -131,11 +135,29 @@ func (o *Op) decodeExtent(c *cursor, r *Record) error {
 	if total != uint64(n) {
 		return corrupt("commit record", "%d homes for %d blocks", total, n)
 	}
+	if overlap(o.Homes) {
+		return corrupt("commit record", "a home occurs twice")
+	}
 	o.Tags = make([]Tag, n)
 	for i := range o.Tags {
 		o.Tags[i] = Tag(c.take(TagSize))
 	}
 	return nil
+}
+
+// overlap says whether a home is in two runs.
+func overlap(runs []HomeRun) bool {
+	byStart := func(a, b HomeRun) int { return cmp.Compare(a.Start, b.Start) }
+	if !slices.IsSortedFunc(runs, byStart) {
+		runs = slices.Clone(runs)
+		slices.SortFunc(runs, byStart)
+	}
+	for i := 1; i < len(runs); i++ {
+		if runs[i].Start < runs[i-1].Start+BlockNo(runs[i-1].Count) {
+			return true
+		}
+	}
+	return false
 }
 
 func validRange(start BlockNo, count uint64) bool {

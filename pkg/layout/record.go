@@ -171,7 +171,7 @@ func DecodeRecord(b []byte, sign Signer) (*Record, error) {
 	r.PrevMAC = MAC(c.take(32))
 	r.Size = c.u64()
 	c.zero(8)
-	if !c.ok || flags&^flagLast != 0 || r.Last != (r.NextSegment != 0) || r.Start > r.Block {
+	if !c.ok || flags&^flagLast != 0 || r.Last != (r.NextSegment != 0) || r.Start > r.Block || r.Size%SectorSize != 0 || r.Size > MaxVolumeSize {
 		return nil, corrupt("commit record", "field out of range")
 	}
 	if r.Type != RecordCommit && r.Type != RecordContinue {

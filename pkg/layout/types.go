@@ -18,6 +18,8 @@ const (
 	BlockSize = 4096
 	// BlockShift is log2(BlockSize).
 	BlockShift = 12
+	// SectorSize is what the size of a volume is a multiple of, in bytes.
+	SectorSize = 512
 	// TagSize is the size of a block's authentication tag, in bytes.
 	TagSize = 16
 	// MaxExtentBlocks is the largest number of blocks in one extent.

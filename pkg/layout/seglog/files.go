@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 
 	"github.com/fsximg/fsx/internal/vfs"
 	"github.com/fsximg/fsx/pkg/layout"
@@ -167,6 +168,9 @@ func (f *Files) File(s *Segment) (vfs.File, error) {
 		return *p, nil
 	}
 	file, err := f.fs.OpenFile(f.path(s.No), os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) {
+		file, err = f.fs.OpenFile(f.path(s.No), os.O_RDONLY, 0)
+	}
 	if err != nil {
 		return nil, err
 	}

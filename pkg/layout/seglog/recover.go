@@ -19,7 +19,8 @@ type Recovery struct {
 	Volume layout.VolumeID
 	Sign   layout.Signer
 	// Verify checks every tag of an extent's ciphertext, which it may overwrite.
-	// An error means that the commit is not whole.
+	// An error means that the commit is not whole; one that is [ErrDamaged] means
+	// that the log cannot be read at all.
 	Verify func(id layout.ExtentID, op *layout.Op, data []byte) error
 	// Apply takes each whole commit, in order.
 	Apply func(r *layout.Record) error
@@ -192,7 +193,9 @@ func (r *Recovery) whole(res *Result, rec *layout.Record) (broken, err error) {
 				return err
 			}
 			res.Bytes += int64(n)
-			if broken = r.Verify(layout.NewExtentID(rec.Seq, ordinal), op, buf); broken != nil {
+			if broken = r.Verify(layout.NewExtentID(rec.Seq, ordinal), op, buf); errors.Is(broken, ErrDamaged) {
+				return broken
+			} else if broken != nil {
 				return nil
 			}
 			ordinal++

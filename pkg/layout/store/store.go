@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/fsximg/fsx/internal/vfs"
@@ -67,6 +68,9 @@ type Dir struct {
 	// Unclean says that the last process that had the store open did not close
 	// it.
 	Unclean bool
+	// Immutable says that this process may not write here: it was opened for
+	// reading, from a read-only file system or without the permission.
+	Immutable bool
 
 	fs   vfs.FS
 	lock vfs.File
@@ -118,8 +122,9 @@ func (d *Dir) Finish() error {
 	return d.fs.SyncDir(filepath.Dir(filepath.Clean(d.Path)))
 }
 
-// Open opens a store's directory and takes its lock.
-func Open(fsys vfs.FS, path, program string) (*Dir, error) {
+// Open opens a store's directory and takes its lock. To read it, no permission
+// to write is needed.
+func Open(fsys vfs.FS, path, program string, readOnly bool) (*Dir, error) {
 	info, err := fsys.Stat(path)
 	if err != nil {
 		return nil, err
@@ -128,13 +133,17 @@ func Open(fsys vfs.FS, path, program string) (*Dir, error) {
 		return nil, fmt.Errorf("%s: %w", path, ErrNotStore)
 	}
 	f, err := fsys.OpenFile(filepath.Join(path, superblockName), os.O_RDWR, 0)
+	immutable := readOnly && isForbidden(err)
+	if immutable {
+		f, err = fsys.OpenFile(filepath.Join(path, superblockName), os.O_RDONLY, 0)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%s: %w", path, ErrNotStore)
 	}
 	if err != nil {
 		return nil, err
 	}
-	d := &Dir{Path: path, fs: fsys, lock: f}
+	d := &Dir{Path: path, Immutable: immutable, fs: fsys, lock: f}
 	err = d.load(program)
 	if err == nil {
 		err = d.settle()
@@ -144,6 +153,11 @@ func Open(fsys vfs.FS, path, program string) (*Dir, error) {
 		return nil, err
 	}
 	return d, nil
+}
+
+// isForbidden says that a file may not be written, by whoever decides that.
+func isForbidden(err error) bool {
+	return errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS)
 }
 
 // settle makes durable that this is a store. A process that was killed while it
@@ -185,6 +199,9 @@ func (d *Dir) hold(program string) error {
 	}
 	_, err := d.fs.Stat(note)
 	d.Unclean = err == nil
+	if d.Immutable {
+		return nil
+	}
 	text, err := json.Marshal(Holder{PID: os.Getpid(), Program: program, Since: time.Now().Truncate(time.Second)})
 	if err != nil {
 		return err
@@ -216,7 +233,7 @@ func (d *Dir) readHolder(note string) (h Holder) {
 // Close releases the lock. clean says that nothing needs recovery.
 func (d *Dir) Close(clean bool) error {
 	var err error
-	if clean {
+	if clean && !d.Immutable {
 		err = d.fs.Remove(filepath.Join(d.Path, holderName))
 	}
 	return errors.Join(err, d.lock.Close())
@@ -254,7 +271,7 @@ func (d *Dir) ReadKeyring() (body []byte, generation uint64, err error) {
 		if err != nil {
 			return nil, 0, err
 		}
-		if b != nil && (body == nil || gen > generation) {
+		if b != nil && gen != 0 && gen%2 == uint64(area) && gen > generation {
 			body, generation = b, gen
 		}
 	}
@@ -273,7 +290,7 @@ func readArea(f vfs.File, off int64) (body []byte, gen uint64, err error) {
 		return nil, 0, err
 	}
 	n := be.Uint32(h[16:])
-	if string(h[:8]) != keyringMagic || n > maxKeyringLen {
+	if string(h[:8]) != keyringMagic || n > maxKeyringLen || [12]byte(h[20:32]) != [12]byte{} {
 		return nil, 0, nil
 	}
 	body = make([]byte, n)
