@@ -27,6 +27,7 @@ func newApp() *cli.App {
 			checkCommand(),
 			compactCommand(),
 			measureCommand(),
+			compareCommand(),
 		}, cliutil.GenerateCommands()...),
 	}
 }

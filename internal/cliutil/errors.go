@@ -21,6 +21,10 @@ var (
 	ErrDamaged = errors.New("damaged")
 	// ErrRepaired is returned by a command that found damage and repaired it.
 	ErrRepaired = errors.New("damage found and repaired")
+	// ErrDifferent is returned by a comparison that found a difference.
+	ErrDifferent = errors.New("different")
+	// ErrNotCompared is returned when a comparison could not be made.
+	ErrNotCompared = errors.New("could not be compared")
 	// ErrInterrupted is the cause of a context that a signal cancelled.
 	ErrInterrupted = errors.New("interrupted")
 	// ErrRefused is returned when someone said no, or could not be asked.
@@ -53,6 +57,14 @@ func (s silent) Unwrap() error { return s.error }
 
 // Silent gives err's exit code without another message.
 func Silent(err error) error { return silent{err} }
+
+// notCompared is an error that kept a comparison from being made.
+type notCompared struct{ error }
+
+func (n notCompared) Unwrap() []error { return []error{ErrNotCompared, n.error} }
+
+// NotCompared makes err an ErrNotCompared with the same text.
+func NotCompared(err error) error { return notCompared{err} }
 
 // hinted carries a line that says what to do about the error.
 type hinted struct {

@@ -17,6 +17,7 @@ const (
 	ExitBusy     = 5
 	ExitDamaged  = 6
 	ExitRepaired = 7
+	ExitCompare  = 8 // could not be compared
 	ExitSignal   = 130
 )
 
@@ -35,6 +36,7 @@ func ExitCode(err error) int {
 		sentinels []error
 	}{
 		{ExitSignal, []error{ErrInterrupted}},
+		{ExitCompare, []error{ErrNotCompared}},
 		{ExitUsage, []error{ErrUsage, crypt.ErrKDF, crypt.ErrMode, crypt.ErrPrintableKeyFile,
 			crypt.ErrKeyFileSize, crypt.ErrEmptyPassphrase, crypt.ErrLongPassphrase}},
 		{ExitNotFound, []error{ErrNotFound, volume.ErrNotStore, volume.ErrNotFound}},

@@ -214,6 +214,11 @@ func (e *Env) claimKeyStdin(c *cli.Context) error {
 	return nil
 }
 
+// NamesKeys says whether one of OpenKeyFlags was given.
+func NamesKeys(c *cli.Context) bool {
+	return c.IsSet("passphrase-file") || c.IsSet("key-file") || c.IsSet("recovery-key-file")
+}
+
 // flagSecrets reads the files of the options that open keys, in the order
 // passphrases, key files, recovery keys.
 func (e *Env) flagSecrets(c *cli.Context) (secrets []crypt.Secret, err error) {

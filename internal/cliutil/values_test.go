@@ -128,6 +128,8 @@ func TestExitCode(t *testing.T) {
 		{cliutil.ErrInUse, 5},
 		{cliutil.ErrDamaged, 6},
 		{cliutil.ErrRepaired, 7},
+		{cliutil.ErrDifferent, 1},
+		{cliutil.NotCompared(cliutil.ErrNoSecret), 8},
 		{cliutil.ErrInterrupted, 130},
 		{cliutil.ExitStatus(42), 42},
 		{cliutil.Silent(cliutil.ErrDamaged), 6},

@@ -114,6 +114,9 @@ func TestModel(t *testing.T) {
 	if testing.Short() {
 		ops = 15_000
 	}
+	if os.Getenv("FSX_FULL") != "" {
+		ops = 4_000_000
+	}
 	if e := os.Getenv("FSX_MODEL_OPS"); e != "" {
 		n, err := strconv.Atoi(e)
 		if err != nil {
@@ -121,7 +124,7 @@ func TestModel(t *testing.T) {
 		}
 		ops = n
 	}
-	seed := seedOf(t)
+	seed, began := seedOf(t), time.Now()
 	for i, size := range []int64{512, 4096 * 3, 1<<20 + 512, 24<<20 - 1536} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			m := &model{t: t, rng: rand.New(rand.NewPCG(seed, uint64(i))), path: filepath.Join(t.TempDir(), "s.fsx"), size: size, data: make([]byte, size)}
@@ -137,6 +140,7 @@ func TestModel(t *testing.T) {
 			}
 		})
 	}
+	t.Logf("RESULT model: %d operations, FSX_SEED=%d, %v", ops, seed, time.Since(began).Round(time.Second))
 }
 
 type model struct {
