@@ -16,7 +16,7 @@ import (
 func compareCommand() *cli.Command {
 	return &cli.Command{
 		Name: "compare", Usage: "say whether two images have the same contents", ArgsUsage: "A B",
-		Description: "A and B are each STORE[:VOLUME], a file, a block device, - (stdin) or an NBD URI.\n" +
+		Description: "A and B are each STORE[:VOLUME][@SNAPSHOT], a file, a block device, - (stdin) or an NBD URI.\n" +
 			"Where one is longer the rest must be zero. Keys that are given are tried on both.\n" +
 			"Exit code 0: equal, 1: different, 8: could not be compared.",
 		Flags: append([]cli.Flag{
@@ -122,7 +122,7 @@ func (s *comparands) open(ctx context.Context, name string) (convert.Source, err
 	if err != nil {
 		return nil, err
 	}
-	v, err := openVolume(st, ref)
+	v, err := openDevice(st, ref)
 	if err != nil {
 		return nil, err
 	}

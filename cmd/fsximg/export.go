@@ -8,12 +8,13 @@ import (
 
 	"github.com/fsximg/fsx/internal/cliutil"
 	"github.com/fsximg/fsx/internal/convert"
+	"github.com/fsximg/fsx/internal/volume"
 	"github.com/urfave/cli/v2"
 )
 
 func exportCommand() *cli.Command {
 	return &cli.Command{
-		Name: "export", Usage: "copy a volume, decrypted, to a file, a device or stdout", ArgsUsage: "STORE[:VOLUME] DST",
+		Name: "export", Usage: "copy a volume, decrypted, to a file, a device or stdout", ArgsUsage: "STORE[:VOLUME][@SNAPSHOT] DST",
 		Description: "DST is a new file (mode 0600, sparse), - (stdout), a block device or an NBD URI.\n" +
 			"What is written there is not encrypted.",
 		Flags: append([]cli.Flag{
@@ -48,7 +49,7 @@ func runExport(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error
 		return err
 	}
 	defer closeStore(st, &err)
-	v, err := openVolume(st, ref)
+	v, err := openDevice(st, ref)
 	if err != nil {
 		return err
 	}
@@ -65,7 +66,7 @@ func runExport(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error
 	if dst == "-" {
 		return nil
 	}
-	env.Say("%s: %s of volume %s, not encrypted", dst, cliutil.FormatSize(v.Size()), v.Name())
+	env.Say("%s: %s of %s, not encrypted", dst, cliutil.FormatSize(v.Size()), describeDevice(v))
 	if c.Bool("json") {
 		return env.PrintJSON(exportResult{cliutil.NewHeader("fsximg.export"), ref.Store, v.Name(), v.Size(), dst, string(format)})
 	}
@@ -123,4 +124,11 @@ func openSink(ctx context.Context, env *cliutil.Env, c *cli.Context, dst string,
 		return convert.ToQcow2(ctx, dst, size, err == nil)
 	}
 	return convert.ToFile(dst, size, err == nil)
+}
+
+func describeDevice(d device) string {
+	if _, ok := d.(*volume.Snapshot); ok {
+		return "snapshot " + d.Name()
+	}
+	return "volume " + d.Name()
 }

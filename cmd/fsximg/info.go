@@ -59,6 +59,8 @@ type volumeResult struct {
 	VolumeKey string    `json:"volume_key"`
 	Parent    string    `json:"parent,omitempty"` // volume it was cloned from
 	Created   time.Time `json:"created"`
+
+	Snapshots []snapshotResult `json:"snapshots"`
 }
 
 func describeSlots(slots []crypt.SlotInfo) []slotResult {
@@ -83,6 +85,7 @@ func describeVolumes(volumes []volume.VolumeInfo) []volumeResult {
 		out = append(out, volumeResult{
 			Name: v.Name, ID: v.ID.String(), UUID: v.UUID.String(), Size: v.Size, Used: v.Live, Allocated: v.Allocated,
 			Cipher: v.Mode.String(), VolumeKey: v.VolumeKey.String(), Parent: names[v.Parent], Created: v.Created.UTC(),
+			Snapshots: describeSnapshots(v.Snapshots),
 		})
 	}
 	return out
@@ -129,6 +132,9 @@ func printInfo(w io.Writer, r infoResult) error {
 			cliutil.FormatSize(v.Size), cliutil.FormatSize(v.Used), cliutil.FormatSize(v.Allocated), v.Cipher, v.VolumeKey)
 		if v.Parent != "" {
 			fmt.Fprintf(t, "  clone of\t%s\n", v.Parent)
+		}
+		if n := len(v.Snapshots); n > 0 {
+			fmt.Fprintf(t, "  snapshots\t%d, the newest %s\n", n, v.Snapshots[n-1].Name)
 		}
 	}
 	return t.Flush()

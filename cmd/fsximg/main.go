@@ -24,6 +24,7 @@ func newApp() *cli.App {
 			infoCommand(),
 			listCommand(),
 			mapCommand(),
+			snapshotCommand(),
 			checkCommand(),
 			compactCommand(),
 			measureCommand(),

@@ -15,7 +15,7 @@ import (
 
 func mapCommand() *cli.Command {
 	return &cli.Command{
-		Name: "map", Usage: "show what a volume holds where: data, zeros and holes", ArgsUsage: "STORE[:VOLUME]",
+		Name: "map", Usage: "show what a volume holds where: data, zeros and holes", ArgsUsage: "STORE[:VOLUME][@SNAPSHOT]",
 		Flags:  []cli.Flag{cliutil.JSONFlag()},
 		Action: cliutil.Action(1, 1, cliutil.FirstArg, runMap),
 	}
@@ -23,9 +23,10 @@ func mapCommand() *cli.Command {
 
 type mapResult struct {
 	cliutil.Header
-	Store  string `json:"store"`
-	Volume string `json:"volume"`
-	Size   int64  `json:"size"`
+	Store    string `json:"store"`
+	Volume   string `json:"volume"`
+	Snapshot string `json:"snapshot,omitempty"`
+	Size     int64  `json:"size"`
 }
 
 type runResult struct {
@@ -46,36 +47,39 @@ func runMap(_ context.Context, env *cliutil.Env, c *cli.Context) (err error) {
 		return err
 	}
 	defer closeStore(st, &err)
-	if ref.Snapshot != "" {
-		return cliutil.Errorf(cliutil.ErrNotFound, "no such snapshot: %s", ref.Snapshot)
-	}
 	volumes, err := st.Volumes()
 	if err != nil {
 		return err
 	}
-	depth, size := depths(volumes, ref.VolumeOrDefault())
+	depth, size := depths(volumes, ref)
 	noteReplay(env, volumes)
 	w := bufio.NewWriter(env.Stdout)
 	var out runWriter = &tableRuns{w: w}
 	if c.Bool("json") {
 		out = &jsonRuns{w: w}
 	}
-	if err := printRuns(out, st, mapResult{cliutil.NewHeader("fsximg.map"), ref.Store, ref.VolumeOrDefault(), size}, depth); err != nil {
+	if err := printRuns(out, st, mapResult{cliutil.NewHeader("fsximg.map"), ref.Store, ref.VolumeOrDefault(), ref.Snapshot, size}, depth); err != nil {
 		return err
 	}
 	return w.Flush()
 }
 
 // depths is how many generations up each volume's blocks come from, and the
-// size of the named volume.
-func depths(volumes []volume.VolumeInfo, name string) (depth map[layout.VolumeID]int, size int64) {
+// size of what ref names.
+func depths(volumes []volume.VolumeInfo, ref cliutil.Ref) (depth map[layout.VolumeID]int, size int64) {
 	byID := map[layout.VolumeID]volume.VolumeInfo{}
 	depth = map[layout.VolumeID]int{}
 	var at layout.VolumeID
 	for _, v := range volumes {
 		byID[v.ID] = v
-		if v.Name == name {
-			at, size = v.ID, v.Size
+		if v.Name != ref.VolumeOrDefault() {
+			continue
+		}
+		at, size = v.ID, v.Size
+		for _, s := range v.Snapshots {
+			if s.Name == ref.Snapshot {
+				size = s.Size
+			}
 		}
 	}
 	for n := 0; at != 0 && n <= len(volumes); n++ {
@@ -95,7 +99,7 @@ type runWriter interface {
 func printRuns(out runWriter, st *volume.Store, head mapResult, depth map[layout.VolumeID]int) error {
 	var failed error
 	begun := false
-	err := st.Map(head.Volume, func(r volume.Run) bool {
+	err := st.Map(head.Volume, head.Snapshot, func(r volume.Run) bool {
 		if !begun {
 			failed = out.begin(head)
 			begun = true

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/fsximg/fsx/internal/cliutil"
+	"github.com/fsximg/fsx/internal/convert"
 	"github.com/fsximg/fsx/internal/volume"
 	"github.com/urfave/cli/v2"
 )
@@ -59,11 +60,23 @@ func closeStore(st *volume.Store, err *error) {
 	}
 }
 
-// openVolume opens the volume that ref names.
-func openVolume(st *volume.Store, ref cliutil.Ref) (*volume.Volume, error) {
-	if ref.Snapshot != "" {
-		return nil, cliutil.Errorf(cliutil.ErrNotFound, "no such snapshot: %s", ref.Snapshot)
+// device is a volume or a snapshot.
+type device interface {
+	convert.Device
+	Name() string
+}
+
+// openDevice opens the volume or the snapshot that ref names.
+func openDevice(st *volume.Store, ref cliutil.Ref) (device, error) {
+	v, err := openVolume(st, ref)
+	if err != nil || ref.Snapshot == "" {
+		return v, err
 	}
+	return v.Snapshot(ref.Snapshot)
+}
+
+// openVolume opens the volume that ref names, or that has the snapshot.
+func openVolume(st *volume.Store, ref cliutil.Ref) (*volume.Volume, error) {
 	return st.Volume(ref.VolumeOrDefault())
 }
 

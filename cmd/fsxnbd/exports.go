@@ -20,13 +20,39 @@ type served struct {
 }
 
 // exports are the volumes of all stores. With one store an export is called
-// VOLUME and the empty name is main; with several BASENAME:VOLUME, and the
+// VOLUME or VOLUME@SNAPSHOT and the empty name is main; with several BASENAME:VOLUME, and the
 // empty name is unknown.
 type exports struct {
 	stores   []*served
 	only     []string // --export; empty: all
 	readOnly bool
 	log      *slog.Logger
+}
+
+// names are the volumes and the snapshots of a store. Those of volumes that
+// cannot be opened are left out.
+func (s *served) names() (l []string) {
+	for _, name := range s.st.Names() {
+		l = append(l, name)
+		v, err := s.st.Volume(name)
+		if err != nil {
+			continue
+		}
+		for _, snap := range v.Snapshots() {
+			l = append(l, name+"@"+snap.Name)
+		}
+	}
+	return l
+}
+
+// open opens a volume or a snapshot.
+func (s *served) open(name string) (blockDevice, error) {
+	vol, snap, isSnapshot := strings.Cut(name, "@")
+	v, err := s.st.Volume(vol)
+	if err != nil || !isSnapshot {
+		return v, err
+	}
+	return v.Snapshot(snap)
 }
 
 // split finds the store and the volume that an export's name means.
@@ -61,7 +87,7 @@ func (x *exports) allowed(name string) bool {
 // List implements nbdsrv.Exports.
 func (x *exports) List() (out []nbdsrv.ExportInfo) {
 	for _, s := range x.stores {
-		for _, v := range s.st.Names() {
+		for _, v := range s.names() {
 			if name := x.name(s, v); x.allowed(name) {
 				out = append(out, nbdsrv.ExportInfo{Name: name, Description: s.path + ":" + v})
 			}
@@ -76,17 +102,17 @@ func (x *exports) Open(name string) (nbdsrv.Export, func(), error) {
 	if !ok || !x.allowed(x.name(s, vol)) {
 		return nbdsrv.Export{}, nil, nbdsrv.ErrUnknownExport
 	}
-	v, err := s.st.Volume(vol)
+	v, err := s.open(vol)
 	switch {
-	case errors.Is(err, volume.ErrNotFound):
+	case errors.Is(err, volume.ErrNotFound), errors.Is(err, volume.ErrNoSnapshot):
 		return nbdsrv.Export{}, nil, nbdsrv.ErrUnknownExport
 	case err != nil:
 		x.log.Error("export refused", "export", x.name(s, vol), "err", err)
-		return nbdsrv.Export{}, nil, fmt.Errorf("volume %s: %w", vol, err)
+		return nbdsrv.Export{}, nil, fmt.Errorf("%s: %w", vol, err)
 	}
 	e := nbdsrv.Export{
 		Name: x.name(s, vol), Description: s.path + ":" + vol,
-		Device: device{v}, ReadOnly: x.readOnly,
+		Device: device{v}, ReadOnly: x.readOnly || v.ReadOnly(),
 	}
 	return e, func() {}, nil
 }
@@ -113,7 +139,7 @@ func (x *exports) check(env *cliutil.Env, all bool) error {
 	}
 	for _, name := range x.only {
 		if !slices.ContainsFunc(x.List(), func(e nbdsrv.ExportInfo) bool { return e.Name == name }) {
-			return cliutil.Errorf(cliutil.ErrNotFound, "--export %s: no such volume", name)
+			return cliutil.Errorf(cliutil.ErrNotFound, "--export %s: no such volume or snapshot", name)
 		}
 	}
 	if opened == 0 && first == nil {

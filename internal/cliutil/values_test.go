@@ -118,6 +118,7 @@ func TestExitCode(t *testing.T) {
 		{cliutil.ErrNotFound, 3},
 		{volume.ErrNotStore, 3},
 		{volume.ErrNotFound, 3},
+		{volume.ErrNoSnapshot, 3},
 		{volume.ErrVersion, 1},
 		{volume.ErrKeyMissing, 4},
 		{&volume.BusyError{}, 5},

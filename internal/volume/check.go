@@ -34,7 +34,8 @@ func (r *Report) Clean() bool { return len(r.Problems) == 0 }
 // VolumeReport says what was checked of a volume.
 type VolumeReport struct {
 	Name     string
-	Blocks   uint64 // mapped to data
+	Blocks   uint64 // mapped to data, now or in a snapshot; each block once
+	Kept     uint64 // that only snapshots have
 	Verified uint64 // whose tag was checked: 0 without a key
 	Leaked   uint64 // blocks accounted as live that nothing points to
 	// Authentic says that the volume was open, so that its head's MAC, its log
@@ -135,11 +136,12 @@ func (c *checker) volume(ctx context.Context, h layout.Head, v *Volume) error {
 	if err != nil {
 		return err
 	}
-	r.Blocks, r.Leaked = m.blocks, m.accounts()
+	r.Blocks, r.Kept, r.Leaked = m.blocks, m.kept, m.accounts()
 	if v != nil {
 		if r.Verified, err = c.tags(ctx, v, int64(m.blocks)*blockSize); err != nil {
 			return err
 		}
+		r.Verified += m.opened
 	}
 	c.rep.Volumes = append(c.rep.Volumes, r)
 	return nil
@@ -150,6 +152,7 @@ func (c *checker) volume(ctx context.Context, h layout.Head, v *Volume) error {
 // checkpoint or compaction changes anything meanwhile.
 func (c *checker) structure(ctx context.Context, h layout.Head, v *Volume) (*mapCheck, error) {
 	root, record, upTo := h.Root, recordOf(c.s.indexRecord), h.Log.Seq
+	var snaps []layout.Snapshot
 	if v != nil {
 		v.upkeep.Lock()
 		defer v.upkeep.Unlock()
@@ -159,15 +162,25 @@ func (c *checker) structure(ctx context.Context, h layout.Head, v *Volume) (*map
 			}
 		}
 		v.mu.RLock()
-		root, record, upTo = v.root, v.extentRecord, v.head.Log.Seq
+		root, record, upTo, snaps = v.root, v.extentRecord, v.head.Log.Seq, v.snaps
 		v.mu.RUnlock()
+	} else {
+		var err error
+		if snaps, err = c.s.snapshots(h.Volume); err != nil {
+			c.problem(Problem{Volume: h.Name, Offset: -1, Text: err.Error()})
+		} else if uint32(len(snaps)) != h.Snapshots || layout.SnapshotDigest(snaps) != h.SnapshotDigest {
+			c.problem(Problem{Volume: h.Name, Offset: -1, Text: "the snapshots are not those that the head names"})
+		}
 	}
 	segs, err := c.s.segmentRecords(h.Volume, upTo)
 	if err != nil {
 		return nil, err
 	}
 	m := &mapCheck{checker: c, name: h.Name, id: h.Volume, record: record, segs: segs, reached: map[layout.SegmentNo][]byte{}}
-	return m, m.run(ctx, root)
+	if err := m.run(ctx, root); err != nil {
+		return m, err
+	}
+	return m, m.snapshots(ctx, snaps, root, v)
 }
 
 // mapCheck walks one map.
@@ -179,6 +192,8 @@ type mapCheck struct {
 	segs    map[layout.SegmentNo]*layout.SegmentRecord
 	reached map[layout.SegmentNo][]byte // bitmaps of blocks that the map points to
 	blocks  uint64
+	kept    uint64 // of these, what only snapshots have
+	opened  uint64 // of these, whose tag was checked
 	last    extentName
 	rec     layout.ExtentRecord
 }
@@ -192,6 +207,48 @@ func (m *mapCheck) run(ctx context.Context, root layout.Root) error {
 			return nil
 		},
 	})
+}
+
+// snapshots checks what snapshots have and the next newer one, or the volume
+// itself, has not. Of an open volume (v is not nil) the tags too.
+func (m *mapCheck) snapshots(ctx context.Context, snaps []layout.Snapshot, newer layout.Root, v *Volume) error {
+	name := m.name
+	defer func() { m.name = name }()
+	buf := make([]byte, blockSize+slack)
+	for i := len(snaps) - 1; i >= 0; i-- {
+		s := &snaps[i]
+		m.name = name + "@" + s.Name
+		err := m.s.tree.Exclusive(ctx, s.Root, []layout.Root{newer}, maptree.ExclusiveOptions{
+			Ref: func(b layout.BlockNo, ref *layout.BlockRef) error {
+				m.kept++
+				if err := m.ref(b, ref); err != nil || v == nil {
+					return err
+				}
+				loc := [1]located{{kind: layout.Data, ref: *ref}}
+				if err := v.readRun(buf[:blockSize:blockSize+slack], b, loc[:], false); err != nil {
+					var be *BlockError
+					if errors.As(err, &be) {
+						err = be.Err
+					}
+					m.problem(Problem{m.name, int64(b) * blockSize, blockSize, err.Error()})
+					return nil
+				}
+				m.opened++
+				return nil
+			},
+		})
+		var ne *maptree.NodeError
+		if errors.As(err, &ne) {
+			blocks := int64(1) << maptree.Shift(ne.Level)
+			m.problem(Problem{m.name, int64(ne.Index) * blocks * blockSize, blocks * blockSize, "map node is missing or altered"})
+			err = nil
+		}
+		if err != nil {
+			return err
+		}
+		newer = s.Root
+	}
+	return nil
 }
 
 func (m *mapCheck) ref(b layout.BlockNo, ref *layout.BlockRef) error {

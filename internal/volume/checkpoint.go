@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"syscall"
 	"time"
 
@@ -27,12 +28,17 @@ func (v *Volume) maintain() {
 			return
 		}
 		v.mu.RLock()
-		due := v.checkpointDueLocked() || v.ckpt != nil
+		due, waiting := v.checkpointDueLocked(), len(v.waiting) > 0
 		v.mu.RUnlock()
-		if !due {
+		var err error
+		switch {
+		case due:
+			err = v.checkpoint(context.Background())
+		case waiting:
+			err = v.catchUp(context.Background())
+		default:
 			continue
 		}
-		err := v.checkpoint(context.Background())
 		if errors.Is(err, ErrClosed) {
 			return
 		}
@@ -79,14 +85,49 @@ func (v *Volume) checkpoint(ctx context.Context) error {
 	return v.checkpointLocked(ctx, false)
 }
 
+// checkpointLocked is a checkpoint of everything up to now: first what waits,
+// because of a snapshot or of a checkpoint that failed, then the rest. With
+// clean the head says that the log ends there.
 func (v *Volume) checkpointLocked(ctx context.Context, clean bool) error {
+	if err := v.catchUpLocked(ctx); err != nil {
+		return err
+	}
 	state, err := v.takeOverlay()
 	if err != nil {
 		return err
 	}
-	if state.overlay == nil && !clean {
-		return nil
+	// A snapshot may have frozen another one just before.
+	if err := v.catchUpLocked(ctx); err != nil || !clean {
+		return err
 	}
+	return v.checkpointOne(ctx, frozenState{at: state.at}, true)
+}
+
+// catchUp checkpoints what waits.
+func (v *Volume) catchUp(ctx context.Context) error {
+	v.upkeep.Lock()
+	defer v.upkeep.Unlock()
+	return v.catchUpLocked(ctx)
+}
+
+func (v *Volume) catchUpLocked(ctx context.Context) error {
+	for {
+		v.mu.RLock()
+		var s frozenState
+		if len(v.waiting) > 0 {
+			s = frozenState{frozen: v.waiting[0], at: v.waiting[0].at}
+		}
+		v.mu.RUnlock()
+		if s.frozen == nil {
+			return nil
+		}
+		if err := v.checkpointOne(ctx, s, false); err != nil {
+			return err
+		}
+	}
+}
+
+func (v *Volume) checkpointOne(ctx context.Context, state frozenState, clean bool) error {
 	began := time.Now()
 	c := &checkpoint{v: v, state: state, ch: v.newChanges(), clean: clean}
 	if err := c.run(ctx); err != nil {
@@ -97,15 +138,10 @@ func (v *Volume) checkpointLocked(ctx context.Context, clean bool) error {
 	return nil
 }
 
-// takeOverlay has the log's goroutine commit and hand the overlay over. An
-// overlay left by a failed checkpoint is taken first.
+// takeOverlay has the log's goroutine commit and freeze the overlay, which then
+// is the last of those that wait.
 func (v *Volume) takeOverlay() (frozenState, error) {
 	v.mu.Lock()
-	if v.ckpt != nil {
-		s := frozenState{overlay: v.ckpt, at: v.ckptAt}
-		v.mu.Unlock()
-		return s, nil
-	}
 	if v.failed != nil {
 		defer v.mu.Unlock()
 		return frozenState{}, v.failed
@@ -132,6 +168,8 @@ type checkpoint struct {
 	clean    bool
 	stats    maptree.Stats
 	obsolete [][]byte
+	snaps    []layout.Snapshot // that there are afterwards
+	gone     []layout.Seq      // snapshots that were deleted
 }
 
 func (c *checkpoint) run(ctx context.Context) error {
@@ -140,9 +178,11 @@ func (c *checkpoint) run(ctx context.Context) error {
 	defer batch.Cancel()
 	v.mu.RLock()
 	root, head := v.root, v.head
+	c.snaps = v.snaps
 	v.mu.RUnlock()
 
-	if o := c.state.overlay; o != nil {
+	if f := c.state.frozen; f != nil {
+		o := f.overlay
 		for no, u := range o.segs {
 			if err := c.ch.born(no, u); err != nil {
 				return err
@@ -150,10 +190,29 @@ func (c *checkpoint) run(ctx context.Context) error {
 		}
 		var err error
 		root, c.stats, err = v.store.tree.Update(ctx, maptree.UpdateOptions{
-			Volume: v.id, Epoch: head.NewestSnapshot, Root: root, Blocks: v.blocks(), Obsolete: c.addObsolete,
+			Volume: v.id, Epoch: head.MapEpoch, Kept: head.NewestSnapshot, Root: root, Blocks: v.blocks(), Obsolete: c.addObsolete,
 		}, newOverlayChanges(v.id, o), batch, c.dead)
 		if err != nil {
 			return err
+		}
+		if len(o.deletes) > 0 {
+			// They are compared with the new tree, which must be there.
+			if err := batch.Flush(); err != nil {
+				return err
+			}
+			batch = v.store.db.NewBatch()
+			defer batch.Cancel()
+		}
+		for _, seq := range o.deletes {
+			if err := c.deleteSnapshot(ctx, seq, root); err != nil {
+				return err
+			}
+		}
+		if f.snap != nil {
+			s := *f.snap
+			s.Root = root
+			c.snaps = append(slices.Clone(c.snaps), s)
+			head.MapEpoch = s.Seq
 		}
 		if err := c.writeExtents(batch); err != nil {
 			return err
@@ -172,13 +231,75 @@ func (c *checkpoint) run(ctx context.Context) error {
 	head.NextSegment = layout.SegmentNo(v.nextSegment.Load())
 	head.Clean = c.clean
 	head.Epoch++
-	if err := v.store.db.Update(func(tx *metadb.Txn) error {
-		return tx.Set(layout.HeadKey(v.id), head.Encode(v.signHead))
-	}); err != nil {
+	c.countSnapshots(&head)
+	if err := v.store.db.Update(func(tx *metadb.Txn) error { return c.setHead(tx, &head) }); err != nil {
 		return err
 	}
 	c.finish(root, head)
 	return c.release()
+}
+
+// countSnapshots makes the head vouch for the snapshots.
+func (c *checkpoint) countSnapshots(head *layout.Head) {
+	head.Snapshots, head.NewestSnapshot = uint32(len(c.snaps)), 0
+	if n := len(c.snaps); n > 0 {
+		head.NewestSnapshot = c.snaps[n-1].Seq
+	}
+	head.SnapshotDigest = layout.SnapshotDigest(c.snaps)
+}
+
+// setHead stores the head together with the snapshots that came and went.
+func (c *checkpoint) setHead(tx *metadb.Txn, head *layout.Head) error {
+	if f := c.state.frozen; f != nil && f.snap != nil {
+		s := &c.snaps[len(c.snaps)-1]
+		if err := tx.Set(layout.SnapshotKey(c.v.id, s.Seq), s.Encode()); err != nil {
+			return err
+		}
+	}
+	for _, seq := range c.gone {
+		if err := tx.Delete(layout.SnapshotKey(c.v.id, seq)); err != nil {
+			return err
+		}
+	}
+	return tx.Set(layout.HeadKey(c.v.id), head.Encode(c.v.signHead))
+}
+
+// deleteSnapshot frees what only a snapshot has: what is neither in the one
+// before nor in the one behind it, or in the volume itself, whose root is
+// given.
+func (c *checkpoint) deleteSnapshot(ctx context.Context, seq layout.Seq, root maptree.Root) error {
+	i := slices.IndexFunc(c.snaps, func(s layout.Snapshot) bool { return s.Seq == seq })
+	if i < 0 {
+		return fmt.Errorf("%w: snapshot %d, which the log deletes, is missing", ErrDamaged, seq)
+	}
+	next := root
+	if i+1 < len(c.snaps) {
+		next = c.snaps[i+1].Root
+	}
+	neighbours := []maptree.Root{next}
+	if i > 0 {
+		neighbours = append(neighbours, c.snaps[i-1].Root)
+	}
+	err := c.v.store.tree.Exclusive(ctx, c.snaps[i].Root, neighbours, maptree.ExclusiveOptions{
+		Ref: func(_ layout.BlockNo, ref *layout.BlockRef) error {
+			if ref.Owner != c.v.id {
+				return nil
+			}
+			return c.ch.died(*ref)
+		},
+		Node: func(n maptree.NodeID) error {
+			if n.Owner != c.v.id {
+				return nil
+			}
+			c.obsolete = append(c.obsolete, n.Key())
+			n.Gen ^= 1
+			c.obsolete = append(c.obsolete, n.Key())
+			return nil
+		},
+	})
+	c.snaps = slices.Delete(slices.Clone(c.snaps), i, i+1)
+	c.gone = append(c.gone, seq)
+	return err
 }
 
 // dead takes a block that the new map does not point to any more. It is freed
@@ -198,7 +319,7 @@ func (c *checkpoint) addObsolete(key []byte) error {
 // writeExtents stores the records of extents that still have a live block.
 func (c *checkpoint) writeExtents(batch *metadb.Batch) error {
 	var key, val []byte
-	for id, rec := range c.state.overlay.extents {
+	for id, rec := range c.state.frozen.extents {
 		s := c.ch.m[rec.Segment]
 		alive := s == nil // its segment is kept as it is
 		for at := rec.Offset; at < rec.Offset+uint32(rec.Blocks) && !alive; at++ {
@@ -222,9 +343,13 @@ func (c *checkpoint) finish(root maptree.Root, head layout.Head) {
 	defer v.mu.Unlock()
 	v.root, v.head = root, head
 	v.gen++
-	if v.ckpt != nil {
-		v.ckpt.free()
-		v.ckpt = nil
+	v.snaps = c.snaps
+	if c.state.frozen != nil {
+		if v.waiting[0] != c.state.frozen {
+			panic("volume: checkpoints out of order")
+		}
+		v.waiting[0].free()
+		v.waiting = slices.Delete(v.waiting, 0, 1)
 	}
 	c.ch.apply()
 	v.changed.Broadcast()

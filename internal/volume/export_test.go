@@ -35,3 +35,10 @@ func (o *Options) SetLimits(l Limits) {
 
 // CompactAll compacts what can be compacted, without a checkpoint before.
 func (v *Volume) CompactAll(ctx context.Context) error { return v.compactSome(ctx, true) }
+
+// HoldUpkeep keeps checkpoints and compactions from running until release is
+// called.
+func (v *Volume) HoldUpkeep() (release func()) {
+	v.upkeep.Lock()
+	return v.upkeep.Unlock
+}

@@ -145,16 +145,15 @@ func (v *Volume) extent(owner layout.VolumeID, id layout.ExtentID) (*openExtent,
 func (v *Volume) extentRecord(owner layout.VolumeID, id layout.ExtentID) (rec layout.ExtentRecord, err error) {
 	if owner == v.id {
 		v.mu.RLock()
-		for _, o := range []*overlay{v.overlay, v.ckpt} {
-			if o == nil {
-				continue
-			}
-			if r, ok := o.extents[id]; ok {
-				v.mu.RUnlock()
-				return r, nil
-			}
-		}
+		found := false
+		v.layersLocked(func(o *overlay) bool {
+			rec, found = o.extents[id]
+			return !found
+		})
 		v.mu.RUnlock()
+		if found {
+			return rec, nil
+		}
 	}
 	return v.store.indexRecord(owner, id)
 }

@@ -229,5 +229,5 @@ func (c *cells) anything(rng *rand.Rand, s *volume.Store, worker, workers int64)
 		_, err := s.Check(context.Background(), volume.CheckOptions{})
 		return err
 	}
-	return s.Map("main", func(volume.Run) bool { return true })
+	return s.Map("main", "", func(volume.Run) bool { return true })
 }

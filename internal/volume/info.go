@@ -2,6 +2,7 @@ package volume
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"sort"
 	"time"
@@ -34,9 +35,10 @@ type VolumeInfo struct {
 	Mode      crypt.Mode
 	Parent    layout.VolumeID // 0 if it is no clone
 	Segments  int
-	Live      int64 // bytes of blocks that something needs
-	LogBytes  int64 // bytes in segment files, dead ones included
-	Allocated int64 // bytes on disk
+	Live      int64          // bytes of blocks that something needs
+	LogBytes  int64          // bytes in segment files, dead ones included
+	Allocated int64          // bytes on disk
+	Snapshots []SnapshotInfo // oldest first
 	// NeedsReplay says that the store was not closed: what the log has behind
 	// the last checkpoint is not counted here.
 	NeedsReplay bool
@@ -107,6 +109,15 @@ func (s *Store) volumeInfoLocked(id layout.VolumeID) (VolumeInfo, error) {
 	}
 	if v := s.volumes[id]; v != nil {
 		i.NeedsReplay, i.Unlocked = false, true
+		i.Snapshots = v.Snapshots()
+	} else {
+		snaps, err := s.snapshots(id)
+		if err != nil {
+			return i, err
+		}
+		for k := range snaps {
+			i.Snapshots = append(i.Snapshots, infoOfSnapshot(&snaps[k]))
+		}
 	}
 	files, err := seglog.OpenFiles(s.fs, s.dir.Volume(id), maxOpenSegments)
 	if err != nil {
@@ -164,10 +175,10 @@ type Run struct {
 	KID           layout.KeyID    // of data
 }
 
-// Map calls fn with the runs of a volume's map as of its last checkpoint,
-// until fn returns false. No key is needed; of an open volume everything is
-// checkpointed first.
-func (s *Store) Map(name string, fn func(Run) bool) error {
+// Map calls fn with the runs of a volume's map as of its last checkpoint, or of
+// a snapshot's, until fn returns false. No key is needed; of an open volume
+// everything is checkpointed first.
+func (s *Store) Map(name, snapshot string, fn func(Run) bool) error {
 	if !s.calls.enter() {
 		return ErrClosed
 	}
@@ -180,7 +191,7 @@ func (s *Store) Map(name string, fn func(Run) bool) error {
 			head, found = h, true
 			if v := s.volumes[id]; v != nil {
 				s.mu.Unlock()
-				return v.mapRuns(fn)
+				return v.mapRuns(snapshot, fn)
 			}
 		}
 	}
@@ -188,10 +199,26 @@ func (s *Store) Map(name string, fn func(Run) bool) error {
 	if !found {
 		return ErrNotFound
 	}
-	return s.walkRuns(head.Root, int64(head.Size), s.indexRecord, fn)
+	if snapshot == "" {
+		return s.walkRuns(head.Root, int64(head.Size), s.indexRecord, fn)
+	}
+	snaps, err := s.snapshots(head.Volume)
+	if err != nil {
+		return err
+	}
+	return s.mapSnapshot(snaps, snapshot, s.indexRecord, fn)
 }
 
-func (v *Volume) mapRuns(fn func(Run) bool) error {
+func (s *Store) mapSnapshot(snaps []layout.Snapshot, name string, record recordOf, fn func(Run) bool) error {
+	for i := range snaps {
+		if snaps[i].Name == name {
+			return s.walkRuns(snaps[i].Root, int64(snaps[i].Size), record, fn)
+		}
+	}
+	return fmt.Errorf("%w: %s", ErrNoSnapshot, name)
+}
+
+func (v *Volume) mapRuns(snapshot string, fn func(Run) bool) error {
 	// Nothing may replace the tree while it is walked.
 	v.upkeep.Lock()
 	defer v.upkeep.Unlock()
@@ -201,8 +228,11 @@ func (v *Volume) mapRuns(fn func(Run) bool) error {
 		}
 	}
 	v.mu.RLock()
-	root := v.root
+	root, snaps := v.root, v.snaps
 	v.mu.RUnlock()
+	if snapshot != "" {
+		return v.store.mapSnapshot(snaps, snapshot, v.extentRecord, fn)
+	}
 	return v.store.walkRuns(root, v.size, v.extentRecord, fn)
 }
 

@@ -26,8 +26,18 @@ func (v *Volume) checkpointDueLocked() bool {
 	return v.overlay.weight() > l.overlay || v.logBytes > l.log || sequential && v.logBytes > l.cheapLog
 }
 
+// heldBackLocked is the size, in entries, of what waits behind the checkpoint
+// that is next or under way.
+func (v *Volume) heldBackLocked() int {
+	n := v.overlay.weight()
+	for i := 1; i < len(v.waiting); i++ {
+		n += v.waiting[i].weight()
+	}
+	return n
+}
+
 // throttledLocked says that writers must wait for a checkpoint.
 func (v *Volume) throttledLocked() bool {
 	l := &v.store.limits
-	return v.overlay.weight() > 2*l.overlay || v.logBytes > 2*l.log
+	return v.heldBackLocked() > 2*l.overlay || v.logBytes > 2*l.log
 }

@@ -28,12 +28,12 @@ type homeSlot struct {
 	slot int
 }
 
-// frozenState is the overlay that a checkpoint takes, with the log position it
-// ends at.
+// frozenState is what one checkpoint brings into the index: a frozen overlay, and
+// the position of the log where it ends.
 type frozenState struct {
-	overlay *overlay
-	at      layout.Position
-	err     error
+	frozen *frozenOverlay // nil for the position alone
+	at     layout.Position
+	err    error
 }
 
 func (v *Volume) startLogger(tail layout.Position) error {
@@ -92,6 +92,8 @@ func (l *logger) end() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.logEnded = true
+	failControls(v.controls, ErrClosed)
+	v.controls = nil
 	if v.freeze != nil {
 		v.freeze <- frozenState{err: ErrClosed}
 		v.freeze = nil
@@ -105,6 +107,8 @@ func (l *logger) step(force bool) error {
 	v.mu.Lock()
 	if v.failed != nil {
 		defer v.mu.Unlock()
+		failControls(v.controls, v.failed)
+		v.controls = nil
 		if v.freeze != nil {
 			v.freeze <- frozenState{err: v.failed}
 			v.freeze = nil
@@ -112,21 +116,30 @@ func (l *logger) step(force bool) error {
 		v.changed.Broadcast()
 		return nil
 	}
-	ticket, freeze, retry, leave := v.flushSeq, v.freeze, v.retry, v.leave
-	v.retry, v.leave = false, false
-	commit := force || leave || freeze != nil || ticket != v.flushed
+	ticket, freeze, retry, leave, controls := v.flushSeq, v.freeze, v.retry, v.leave, v.controls
+	v.retry, v.leave, v.controls = false, false, nil
+	commit := force || leave || freeze != nil || ticket != v.flushed || len(controls) > 0
 	v.mu.Unlock()
 
 	if err := l.sealFrozen(commit || retry); err != nil {
+		failControls(controls, err)
 		return err
 	}
 	if retry {
 		if err := l.ready(); err != nil {
+			failControls(controls, err)
 			return err
 		}
 	}
 	if leave {
 		if err := l.leaveSegment(); err != nil {
+			failControls(controls, err)
+			return err
+		}
+	}
+	for i, c := range controls {
+		if err := l.control(c); err != nil {
+			failControls(controls[i:], err)
 			return err
 		}
 	}
@@ -159,11 +172,19 @@ func (l *logger) step(force bool) error {
 func (l *logger) handOverLocked(to chan<- frozenState) {
 	v := l.v
 	if !v.overlay.empty() {
-		v.ckpt, v.ckptAt, v.overlay = v.overlay, l.w.Tail(), newOverlay()
-		v.logBytes = 0
+		l.freezeLocked(nil)
 	}
-	to <- frozenState{overlay: v.ckpt, at: l.w.Tail()}
+	to <- frozenState{at: l.w.Tail()}
 	v.freeze = nil
+}
+
+// freezeLocked puts the overlay, which ends at a commit, behind those that wait
+// for their checkpoints.
+func (l *logger) freezeLocked(snap *layout.Snapshot) {
+	v := l.v
+	v.waiting = append(v.waiting, &frozenOverlay{v.overlay, l.w.Tail(), snap})
+	v.overlay = newOverlay()
+	v.logBytes = 0
 }
 
 // sealFrozen seals the frozen buffers, oldest first; with all, also the one

@@ -29,7 +29,7 @@ func (s *Store) openVolume(id layout.VolumeID) (*Volume, error) {
 	}
 	v.changed = sync.NewCond(&v.mu)
 	v.space.segs = map[layout.SegmentNo]segmentInfo{}
-	v.kept = map[layout.SegmentNo]bool{}
+	v.kept, v.devices = map[layout.SegmentNo]bool{}, map[layout.Seq]*Snapshot{}
 	err := v.unlock(vk, hint)
 	if err == nil {
 		err = v.openFiles()
@@ -81,6 +81,12 @@ func (v *Volume) unlock(vk *crypt.VolumeKey, hint layout.Head) error {
 	}
 	if v.bag, err = s.keyring.OpenBag(crypt.UUID(head.UUID), vk); err != nil {
 		return fmt.Errorf("key bag: %w: %w", ErrDamaged, err)
+	}
+	if v.snaps, err = s.snapshots(v.id); err != nil {
+		return err
+	}
+	if uint32(len(v.snaps)) != head.Snapshots || layout.SnapshotDigest(v.snaps) != head.SnapshotDigest {
+		return fmt.Errorf("%w: the snapshots are not those that the head names", ErrDamaged)
 	}
 	v.head, v.root = *head, head.Root
 	v.name, v.uuid, v.size = head.Name, head.UUID, int64(head.Size)
@@ -190,8 +196,17 @@ func (v *Volume) replay(r *layout.Record) error {
 	ordinal := uint16(0)
 	for i := range r.Ops {
 		op := &r.Ops[i]
-		if op.Code == layout.OpZero {
+		switch op.Code {
+		case layout.OpZero:
 			v.overlay.zero(op.Start, op.Start+layout.BlockNo(op.Count), op.Kind)
+			continue
+		case layout.OpDeleteSnapshot:
+			v.overlay.deletes = append(v.overlay.deletes, op.Snapshot)
+			continue
+		case layout.OpSnapshot:
+			at := layout.Position{Segment: r.Segment, Block: r.Block, End: r.End(), Seq: r.Seq, MAC: r.MAC}
+			v.waiting = append(v.waiting, &frozenOverlay{v.overlay, at, snapshotOf(op, r.Seq, v.size)})
+			v.overlay = newOverlay()
 			continue
 		}
 		homes := make([]uint64, 0, len(op.Tags))
@@ -304,7 +319,7 @@ func (v *Volume) close() error {
 
 func (v *Volume) closeWritable() error {
 	v.mu.RLock()
-	dirty := v.dirtyLocked() || !v.overlay.empty() || v.ckpt != nil
+	dirty := v.dirtyLocked() || !v.overlay.empty() || len(v.waiting) > 0
 	failed := v.failed
 	v.mu.RUnlock()
 	err := failed
@@ -320,14 +335,6 @@ func (v *Volume) closeWritable() error {
 func (v *Volume) finalCheckpoint() error {
 	v.upkeep.Lock()
 	defer v.upkeep.Unlock()
-	v.mu.RLock()
-	left := v.ckpt != nil // by a checkpoint that failed
-	v.mu.RUnlock()
-	if left {
-		if err := v.checkpointLocked(context.Background(), false); err != nil {
-			return err
-		}
-	}
 	return v.checkpointLocked(context.Background(), true)
 }
 
@@ -341,12 +348,11 @@ func (v *Volume) wipe() {
 		}
 	}
 	v.frozen, v.spare, v.active = nil, nil, nil
-	for _, o := range []*overlay{v.overlay, v.ckpt} {
-		if o != nil {
-			o.free()
-		}
-	}
-	v.overlay, v.ckpt = newOverlay(), nil
+	v.layersLocked(func(o *overlay) bool {
+		o.free()
+		return true
+	})
+	v.overlay, v.waiting = newOverlay(), nil
 	if v.files != nil {
 		_ = v.files.Close()
 	}

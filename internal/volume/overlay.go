@@ -26,6 +26,7 @@ type overlay struct {
 	zeros   zeroRanges
 	extents map[layout.ExtentID]layout.ExtentRecord
 	segs    map[layout.SegmentNo]*segmentUse
+	deletes []layout.Seq // snapshots
 }
 
 const overlayShards = 64
@@ -56,7 +57,9 @@ func (o *overlay) free() {
 	}
 }
 
-func (o *overlay) empty() bool { return o.count == 0 && len(o.zeros) == 0 && len(o.segs) == 0 }
+func (o *overlay) empty() bool {
+	return o.count == 0 && len(o.zeros) == 0 && len(o.segs) == 0 && len(o.deletes) == 0
+}
 
 // weight is the overlay's size in entries, for checkpoint limits.
 func (o *overlay) weight() int { return o.count + len(o.zeros) + 2*len(o.extents) }

@@ -40,18 +40,26 @@ func (e *BlockError) Offset() int64 { return e.At }
 // ErrWouldBlock where it would have to wait for the disk; p is undefined then.
 // If cap(p) allows, the 16 bytes behind p are overwritten.
 func (v *Volume) ReadAt(p []byte, off int64, nowait bool) error {
+	return v.readAt(now, v.size, p, off, nowait)
+}
+
+// now is the volume's present state, in place of a snapshot's number.
+const now layout.Seq = 0
+
+// readAt reads from a state of the volume, now or a snapshot, of size bytes.
+func (v *Volume) readAt(state layout.Seq, size int64, p []byte, off int64, nowait bool) error {
 	if !v.calls.enter() {
 		return ErrClosed
 	}
 	defer v.calls.leave()
-	if err := v.checkRange(off, int64(len(p))); err != nil {
+	if err := checkRange(size, off, int64(len(p))); err != nil {
 		return err
 	}
 	v.stats.reads.Add(1)
 	v.stats.read.Add(uint64(len(p)))
 	if head := int(off % blockSize); head != 0 || len(p) < blockSize {
 		n := min(len(p), blockSize-head)
-		if err := v.readPart(p[:n], off, nowait); err != nil {
+		if err := v.readPart(state, p[:n], off, nowait); err != nil {
 			return err
 		}
 		p, off = p[n:], off+int64(n)
@@ -61,29 +69,29 @@ func (v *Volume) ReadAt(p []byte, off int64, nowait bool) error {
 	if body > 0 {
 		if cap(p) < body+slack {
 			// No room to open the last block in place.
-			if err := v.readPart(p[body-blockSize:body], off+int64(body-blockSize), nowait); err != nil {
+			if err := v.readPart(state, p[body-blockSize:body], off+int64(body-blockSize), nowait); err != nil {
 				return err
 			}
 			body -= blockSize
 		}
 		if body > 0 {
-			if err := v.readBlocks(p[:body:body+slack], layout.BlockNo(off/blockSize), nowait); err != nil {
+			if err := v.readBlocks(state, p[:body:body+slack], layout.BlockNo(off/blockSize), nowait); err != nil {
 				return err
 			}
 		}
 	}
 	if tail > 0 {
-		return v.readPart(p[len(p)-tail:], off+int64(len(p)-tail), nowait)
+		return v.readPart(state, p[len(p)-tail:], off+int64(len(p)-tail), nowait)
 	}
 	return nil
 }
 
 // readPart reads a part of one block.
-func (v *Volume) readPart(p []byte, off int64, nowait bool) error {
+func (v *Volume) readPart(state layout.Seq, p []byte, off int64, nowait bool) error {
 	buf := blockPool.Get().(*[]byte)
 	defer blockPool.Put(buf)
 	b := (*buf)[: blockSize : blockSize+slack]
-	if err := v.readBlocks(b, layout.BlockNo(off/blockSize), nowait); err != nil {
+	if err := v.readBlocks(state, b, layout.BlockNo(off/blockSize), nowait); err != nil {
 		return err
 	}
 	copy(p, b[off%blockSize:])
@@ -118,12 +126,12 @@ type batch struct {
 var batchPool = sync.Pool{New: func() any { return new(batch) }}
 
 // readBlocks reads whole blocks; cap(p) >= len(p)+slack.
-func (v *Volume) readBlocks(p []byte, first layout.BlockNo, nowait bool) error {
+func (v *Volume) readBlocks(state layout.Seq, p []byte, first layout.BlockNo, nowait bool) error {
 	bt := batchPool.Get().(*batch)
 	defer batchPool.Put(bt)
 	for len(p) > 0 {
 		n := min(len(p), batchBlocks*blockSize)
-		if err := v.readBatch(bt, p[:n:n+slack], first, nowait); err != nil {
+		if err := v.readBatch(state, bt, p[:n:n+slack], first, nowait); err != nil {
 			return err
 		}
 		p, first = p[n:], first+layout.BlockNo(n/blockSize)
@@ -135,9 +143,9 @@ func (v *Volume) readBlocks(p []byte, first layout.BlockNo, nowait bool) error {
 // compaction replaced what it had looked up.
 const maxRetries = 1000
 
-func (v *Volume) readBatch(bt *batch, p []byte, first layout.BlockNo, nowait bool) error {
+func (v *Volume) readBatch(state layout.Seq, bt *batch, p []byte, first layout.BlockNo, nowait bool) error {
 	for try := 0; ; try++ {
-		err := v.readOnce(bt, p, first, nowait)
+		err := v.readOnce(state, bt, p, first, nowait)
 		if err == nil || errors.Is(err, ErrWouldBlock) || try >= maxRetries {
 			return err
 		}
@@ -152,9 +160,9 @@ func (v *Volume) readBatch(bt *batch, p []byte, first layout.BlockNo, nowait boo
 }
 
 // readOnce locates the blocks and reads them, adjacent ones together.
-func (v *Volume) readOnce(bt *batch, p []byte, first layout.BlockNo, nowait bool) error {
+func (v *Volume) readOnce(state layout.Seq, bt *batch, p []byte, first layout.BlockNo, nowait bool) error {
 	n := len(p) / blockSize
-	if err := v.locate(bt, p, first, n); err != nil {
+	if err := v.locate(state, bt, p, first, n); err != nil {
 		return err
 	}
 	for i := 0; i < n; {
@@ -187,24 +195,26 @@ func (v *Volume) readOnce(bt *batch, p []byte, first layout.BlockNo, nowait bool
 }
 
 // locate finds every block in memory, in the overlays or in the map tree.
-func (v *Volume) locate(bt *batch, p []byte, first layout.BlockNo, n int) error {
+func (v *Volume) locate(state layout.Seq, bt *batch, p []byte, first layout.BlockNo, n int) error {
 	v.mu.RLock()
 	if v.closed {
 		v.mu.RUnlock()
 		return ErrClosed
 	}
-	bt.root, bt.gen = v.root, v.gen
+	layers, root, err := v.stateLocked(state)
+	if err != nil {
+		v.mu.RUnlock()
+		return err
+	}
+	bt.root, bt.gen = root, v.gen
 	missing := false
 	for i := range n {
 		l := &bt.loc[i]
 		b := first + layout.BlockNo(i)
-		if v.buffered(l, b, p[i*blockSize:(i+1)*blockSize]) {
+		if state == now && v.buffered(l, b, p[i*blockSize:(i+1)*blockSize]) {
 			continue
 		}
-		e, ok := v.overlay.find(b)
-		if !ok && v.ckpt != nil {
-			e, ok = v.ckpt.find(b)
-		}
+		e, ok := v.findLocked(state, layers, b)
 		if !ok {
 			l.state, missing = inTree, true
 			continue
@@ -327,4 +337,4 @@ func (v *Volume) blockError(b layout.BlockNo, err error) error {
 }
 
 // Prefetch is a hint that a range will be read.
-func (v *Volume) Prefetch(off, n int64) error { return v.checkRange(off, n) }
+func (v *Volume) Prefetch(off, n int64) error { return checkRange(v.size, off, n) }

@@ -33,6 +33,9 @@ func block(n int) []byte {
 	return p
 }
 
+// numberOf is the number of a block's content, from 1; 0 for zeros.
+func numberOf(p []byte) int64 { return int64(binary.LittleEndian.Uint64(p)) }
+
 func put(t testing.TB, v *volume.Volume, at int64, n int) {
 	t.Helper()
 	if err := v.WriteAt(block(n), at*blockBytes, false); err != nil {

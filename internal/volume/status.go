@@ -9,11 +9,16 @@ import (
 // Status calls fn with consecutive runs of blocks from off on, until fn returns
 // false or n bytes are covered. A run is a hole, allocated zeros, or data.
 func (v *Volume) Status(off, n int64, fn func(length int64, hole, zero bool) bool) error {
+	return v.status(now, v.size, off, n, fn)
+}
+
+// status describes a state of the volume, now or a snapshot, of size bytes.
+func (v *Volume) status(state layout.Seq, size, off, n int64, fn func(length int64, hole, zero bool) bool) error {
 	if !v.calls.enter() {
 		return ErrClosed
 	}
 	defer v.calls.leave()
-	if err := v.checkRange(off, n); err != nil {
+	if err := checkRange(size, off, n); err != nil {
 		return err
 	}
 	s := statusRun{fn: fn, pos: off, end: off + n}
@@ -21,7 +26,7 @@ func (v *Volume) Status(off, n int64, fn func(length int64, hole, zero bool) boo
 	last := layout.BlockNo((off + n + blockSize - 1) / blockSize)
 	for first < last && !s.stopped {
 		to := min(last, first+statusChunk)
-		if err := v.statusChunk(first, to, &s); err != nil {
+		if err := v.statusChunk(state, first, to, &s); err != nil {
 			s.flush() // all before the error is known
 			return err
 		}
@@ -71,13 +76,19 @@ type memoryRun struct {
 
 // statusChunk describes [first, last). It starts again behind what it has
 // reported if a checkpoint replaced the tree meanwhile.
-func (v *Volume) statusChunk(first, last layout.BlockNo, s *statusRun) error {
+func (v *Volume) statusChunk(state layout.Seq, first, last layout.BlockNo, s *statusRun) error {
 	for try := 0; ; try++ {
 		v.mu.RLock()
-		root, gen := v.root, v.gen
-		runs := v.memoryRunsLocked(first, last)
+		layers, root, err := v.stateLocked(state)
+		gen := v.gen
+		var runs []memoryRun
+		if err == nil {
+			runs = v.memoryRunsLocked(state, layers, first, last)
+		}
 		v.mu.RUnlock()
-		var err error
+		if err != nil {
+			return err
+		}
 		for _, r := range runs {
 			if r.known {
 				first = r.end
@@ -112,7 +123,7 @@ func (v *Volume) statusChunk(first, last layout.BlockNo, s *statusRun) error {
 
 // memoryRunsLocked cuts [first, last) where a buffer or an overlay changes what
 // is known: at every point and at both ends of every range.
-func (v *Volume) memoryRunsLocked(first, last layout.BlockNo) []memoryRun {
+func (v *Volume) memoryRunsLocked(state layout.Seq, layers []*frozenOverlay, first, last layout.BlockNo) []memoryRun {
 	cuts := []layout.BlockNo{last}
 	cut := func(b layout.BlockNo) {
 		if b > first && b < last {
@@ -131,7 +142,13 @@ func (v *Volume) memoryRunsLocked(first, last layout.BlockNo) []memoryRun {
 			cut(r.end)
 		}
 	}
-	for _, b := range append(slices.Clone(v.frozen), v.active) {
+	var buffers []*buffer
+	if state == now {
+		buffers = append(slices.Clone(v.frozen), v.active)
+		v.overlay.each(first, last, point)
+		ranges(v.overlay.zeros)
+	}
+	for _, b := range buffers {
 		if b == nil {
 			continue
 		}
@@ -142,18 +159,16 @@ func (v *Volume) memoryRunsLocked(first, last layout.BlockNo) []memoryRun {
 		}
 		ranges(b.zeros)
 	}
-	for _, o := range []*overlay{v.overlay, v.ckpt} {
-		if o != nil {
-			o.each(first, last, point)
-			ranges(o.zeros)
-		}
+	for _, o := range layers {
+		o.each(first, last, point)
+		ranges(o.zeros)
 	}
 	slices.Sort(cuts)
 	cuts = slices.Compact(cuts)
 	runs := make([]memoryRun, 0, len(cuts))
 	start := first
 	for _, end := range cuts {
-		kind, known := v.memoryKindLocked(start)
+		kind, known := v.memoryKindLocked(state, layers, start)
 		if n := len(runs); n > 0 && runs[n-1].kind == kind && runs[n-1].known == known {
 			runs[n-1].end = end
 		} else {
@@ -165,8 +180,8 @@ func (v *Volume) memoryRunsLocked(first, last layout.BlockNo) []memoryRun {
 }
 
 // memoryKindLocked is the kind of a block that a buffer or an overlay knows.
-func (v *Volume) memoryKindLocked(b layout.BlockNo) (layout.Kind, bool) {
-	for i := len(v.frozen); i >= 0; i-- {
+func (v *Volume) memoryKindLocked(state layout.Seq, layers []*frozenOverlay, b layout.BlockNo) (layout.Kind, bool) {
+	for i := len(v.frozen); i >= 0 && state == now; i-- {
 		buf := v.active
 		if i < len(v.frozen) {
 			buf = v.frozen[i]
@@ -181,13 +196,6 @@ func (v *Volume) memoryKindLocked(b layout.BlockNo) (layout.Kind, bool) {
 			return kind, true
 		}
 	}
-	for _, o := range []*overlay{v.overlay, v.ckpt} {
-		if o == nil {
-			continue
-		}
-		if e, ok := o.find(b); ok {
-			return e.kind, true
-		}
-	}
-	return layout.Hole, false
+	e, ok := v.findLocked(state, layers, b)
+	return e.kind, ok
 }

@@ -51,8 +51,10 @@ type Volume struct {
 	frozen    []*buffer // oldest first
 	spare     []*buffer
 	overlay   *overlay
-	ckpt      *overlay         // being checkpointed, or nil
-	ckptAt    layout.Position  // the log position that ckpt ends at
+	waiting   []*frozenOverlay  // for checkpoints, oldest first
+	snaps     []layout.Snapshot // that the index has, oldest first; replaced, not changed
+	controls  []*control        // changes of state that wait for the log's goroutine
+	devices   map[layout.Seq]*Snapshot
 	current   layout.SegmentNo // the segment that the log appends to
 	root      maptree.Root
 	head      layout.Head
@@ -84,6 +86,25 @@ type Volume struct {
 	upkeep sync.Mutex
 	space  spaceTable
 	stats  counters
+}
+
+// frozenOverlay is an overlay that is immutable and waits for its checkpoint:
+// what the log has up to a position. If a snapshot was made there, it goes into
+// the index with the same checkpoint.
+type frozenOverlay struct {
+	*overlay
+	at   layout.Position
+	snap *layout.Snapshot // without its root
+}
+
+// layersLocked calls fn with the overlays that the volume's present state is
+// in, newest first, until fn returns false.
+func (v *Volume) layersLocked(fn func(*overlay) bool) {
+	if !fn(v.overlay) {
+		return
+	}
+	for i := len(v.waiting) - 1; i >= 0 && fn(v.waiting[i].overlay); i-- {
+	}
 }
 
 // versionStripes is the number of counters that detect a write between the

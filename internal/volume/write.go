@@ -25,7 +25,7 @@ func (v *Volume) WriteAt(p []byte, off int64, nowait bool) error {
 		return ErrClosed
 	}
 	defer v.calls.leave()
-	if err := v.checkRange(off, int64(len(p))); err != nil {
+	if err := checkRange(v.size, off, int64(len(p))); err != nil {
 		return err
 	}
 	if nowait && len(p) > admitChunk*blockSize {
@@ -51,9 +51,9 @@ func (v *Volume) WriteAt(p []byte, off int64, nowait bool) error {
 	return nil
 }
 
-func (v *Volume) checkRange(off, n int64) error {
-	if off < 0 || n < 0 || off > v.size || n > v.size-off {
-		return fmt.Errorf("range %d+%d is outside the volume of %d bytes: %w", off, n, v.size, syscall.EINVAL)
+func checkRange(size, off, n int64) error {
+	if off < 0 || n < 0 || off > size || n > size-off {
+		return fmt.Errorf("range %d+%d is outside the volume of %d bytes: %w", off, n, size, syscall.EINVAL)
 	}
 	return nil
 }
@@ -203,7 +203,7 @@ func (v *Volume) merge(p []byte, off int64, nowait bool) error {
 		buffered := v.active != nil && v.active.find(b) != nil
 		v.mu.RUnlock()
 		if !buffered {
-			if err := v.readBlocks(old, b, nowait); err != nil {
+			if err := v.readBlocks(now, old, b, nowait); err != nil {
 				return err
 			}
 		}
@@ -236,7 +236,7 @@ func (v *Volume) ZeroAt(off, n int64, noHole bool) error {
 		return ErrClosed
 	}
 	defer v.calls.leave()
-	if err := v.checkRange(off, n); err != nil {
+	if err := checkRange(v.size, off, n); err != nil {
 		return err
 	}
 	kind := layout.Hole
@@ -274,7 +274,7 @@ func (v *Volume) TrimAt(off, n int64) error {
 		return ErrClosed
 	}
 	defer v.calls.leave()
-	if err := v.checkRange(off, n); err != nil {
+	if err := checkRange(v.size, off, n); err != nil {
 		return err
 	}
 	first := layout.BlockNo((off + blockSize - 1) / blockSize)

@@ -4,7 +4,7 @@ import "time"
 
 const (
 	headMagic    = "FSXHEAD0"
-	headFixed    = 396
+	headFixed    = 404
 	headFlagDone = 1
 
 	// MaxName is the longest name of a volume or snapshot, in bytes.
@@ -70,8 +70,9 @@ type Position struct {
 //	280  volume key identifier, 16
 //	296  digest of the bag, 32;  328 digest of the slots, 32
 //	360  digest of the superblock, 32
-//	392  mode for new extents, u8;  393 zeros, 2;  395 name length, u8
-//	396  name
+//	392  map epoch be64: the greatest sequence a snapshot ever had
+//	400  mode for new extents, u8;  401 zeros, 2;  403 name length, u8
+//	404  name
 //	 -32 MAC: HMAC-SHA-256 over all before it
 type Head struct {
 	Store, UUID    UUID
@@ -93,6 +94,7 @@ type Head struct {
 	BagDigest      Hash
 	SlotsDigest    Hash
 	Superblock     Hash
+	MapEpoch       Seq
 	Mode           uint8
 	Name           string
 }
@@ -124,6 +126,7 @@ func (h *Head) Encode(sign Signer) []byte {
 	b = append(b, h.ParentHash[:]...)
 	b = append(b, h.VolumeKey[:]...)
 	b = append(append(append(b, h.BagDigest[:]...), h.SlotsDigest[:]...), h.Superblock[:]...)
+	b = be.AppendUint64(b, uint64(h.MapEpoch))
 	b = append(b, h.Mode, 0, 0, byte(len(h.Name)))
 	b = append(b, h.Name...)
 	mac := sign(b)
@@ -154,6 +157,7 @@ func DecodeHead(b []byte, sign Signer) (*Head, error) {
 	h.Parent, h.ParentSnapshot, h.ParentHash = VolumeID(c.u32()), Seq(c.u64()), Hash(c.take(32))
 	h.VolumeKey = KeyID(c.take(16))
 	h.BagDigest, h.SlotsDigest, h.Superblock = Hash(c.take(32)), Hash(c.take(32)), Hash(c.take(32))
+	h.MapEpoch = Seq(c.u64())
 	h.Mode = c.u8()
 	c.zero(2)
 	n := int(c.u8())
@@ -161,7 +165,8 @@ func DecodeHead(b []byte, sign Signer) (*Head, error) {
 		return nil, corrupt("head", "name too long")
 	}
 	h.Name = string(c.take(n))
-	if !c.done() || flags&^headFlagDone != 0 || !ValidName(h.Name) || h.Size > MaxVolumeSize || h.Size%SectorSize != 0 || h.MinSize > h.Size {
+	if !c.done() || flags&^headFlagDone != 0 || !ValidName(h.Name) || h.Size > MaxVolumeSize || h.Size%SectorSize != 0 || h.MinSize > h.Size ||
+		h.NewestSnapshot > h.MapEpoch || (h.NewestSnapshot == 0) != (h.Snapshots == 0) {
 		return nil, corrupt("head", "field out of range")
 	}
 	return h, nil

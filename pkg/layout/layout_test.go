@@ -56,8 +56,9 @@ func record(r *rand.Rand) *layout.Record {
 			op.Homes = layout.AppendHome(op.Homes, home)
 			home += layout.BlockNo(1 + r.Uint64N(2)*r.Uint64N(100))
 		}
-		rec.Ops = append(rec.Ops, op, layout.Op{Code: layout.OpZero, Kind: layout.Kind(r.IntN(2)), Start: home, Count: 1 + r.Uint64N(1<<30)})
+		rec.Ops = append(rec.Ops, op, layout.Op{Code: layout.OpDeleteSnapshot, Snapshot: 4}, layout.Op{Code: layout.OpZero, Kind: layout.Kind(r.IntN(2)), Start: home, Count: 1 + r.Uint64N(1<<30)})
 	}
+	rec.Ops = append(rec.Ops, layout.Op{Code: layout.OpSnapshot, Name: "monday", Created: 1_700_000_000})
 	return rec
 }
 
@@ -65,7 +66,7 @@ func head() *layout.Head {
 	h := &layout.Head{
 		Volume: 3, Clean: true, Epoch: 99, Size: 1 << 40, MinSize: 512, Created: time.Unix(1_700_000_000, 0).UTC(),
 		Log: layout.Position{Segment: 5, Block: 6, End: 7, Seq: 8}, NextSegment: 12,
-		Root: layout.Root{Kind: layout.Data, Height: 4, Owner: 3, Gen: 17}, NewestSnapshot: 6, Snapshots: 2,
+		Root: layout.Root{Kind: layout.Data, Height: 4, Owner: 3, Gen: 17}, NewestSnapshot: 6, Snapshots: 2, MapEpoch: 7,
 		Parent: 2, ParentSnapshot: 40, Mode: 0x81, Name: "main",
 	}
 	for i, p := range [][]byte{h.Store[:], h.UUID[:], h.Log.MAC[:], h.Root.Hash[:], h.SnapshotDigest[:], h.ParentHash[:], h.VolumeKey[:], h.BagDigest[:], h.SlotsDigest[:], h.Superblock[:]} {
@@ -151,12 +152,17 @@ func TestRecordOutOfRange(t *testing.T) {
 		"extent behind the record": func(r *layout.Record) { r.Ops[0].Offset = r.Block },
 		"extent before the commit": func(r *layout.Record) { r.Ops[0].Offset = r.Start - 1 },
 		"no homes":                 func(r *layout.Record) { r.Ops[0].Homes = nil },
-		"homes and blocks differ":  func(r *layout.Record) { r.Ops[2].Homes[0].Count++ },
+		"homes and blocks differ":  func(r *layout.Record) { r.Ops[3].Homes[0].Count++ },
 		"home outside":             func(r *layout.Record) { r.Ops[0].Homes[0].Start = 1 << 60 },
 		"empty run":                func(r *layout.Record) { r.Ops[0].Homes[0].Count = 0 },
-		"empty range":              func(r *layout.Record) { r.Ops[1].Count = 0 },
-		"range overflows":          func(r *layout.Record) { r.Ops[1].Count = 1 << 63 },
-		"zero of a data kind":      func(r *layout.Record) { r.Ops[1].Kind = layout.Data },
+		"empty range":              func(r *layout.Record) { r.Ops[2].Count = 0 },
+		"range overflows":          func(r *layout.Record) { r.Ops[2].Count = 1 << 63 },
+		"zero of a data kind":      func(r *layout.Record) { r.Ops[2].Kind = layout.Data },
+		"deletes what is to come":  func(r *layout.Record) { r.Ops[1].Snapshot = r.Seq },
+		"deletes nothing":          func(r *layout.Record) { r.Ops[1].Snapshot = 0 },
+		"snapshot before the end":  func(r *layout.Record) { r.Ops = append(r.Ops, r.Ops[1]) },
+		"snapshot without a name":  func(r *layout.Record) { r.Ops[len(r.Ops)-1].Name = "" },
+		"snapshot with a bad name": func(r *layout.Record) { r.Ops[len(r.Ops)-1].Name = "a/b" },
 		"next without last":        func(r *layout.Record) { r.Last = false },
 		"last without next":        func(r *layout.Record) { r.NextSegment = 0 },
 		"starts behind itself":     func(r *layout.Record) { r.Start = r.Block + 1 },
@@ -164,7 +170,7 @@ func TestRecordOutOfRange(t *testing.T) {
 		"unknown type":             func(r *layout.Record) { r.Type = 9 },
 		"size in no sectors":       func(r *layout.Record) { r.Size++ },
 		"size too large":           func(r *layout.Record) { r.Size = 1 << 63 },
-		"a home twice":             func(r *layout.Record) { r.Ops[2].Homes[1].Start = r.Ops[2].Homes[0].Start },
+		"a home twice":             func(r *layout.Record) { r.Ops[3].Homes[1].Start = r.Ops[3].Homes[0].Start },
 	} {
 		r := record(rand.New(rand.NewPCG(1, 2)))
 		spoil(r)
@@ -199,6 +205,8 @@ func TestHead(t *testing.T) {
 		"too large":            func(h *layout.Head) { h.Size = 1 << 63 },
 		"smaller than its min": func(h *layout.Head) { h.MinSize = h.Size + 1 },
 		"size in no sectors":   func(h *layout.Head) { h.Size++ },
+		"no newest snapshot":   func(h *layout.Head) { h.NewestSnapshot = 0 },
+		"epoch went back":      func(h *layout.Head) { h.MapEpoch = h.NewestSnapshot - 1 },
 		"a hole with a hash":   func(h *layout.Head) { h.Root.Kind = layout.Hole },
 	} {
 		h := head()
@@ -272,6 +280,32 @@ func TestSegmentRecord(t *testing.T) {
 			if _, err := layout.DecodeSegmentRecord(b[:n]); !errors.Is(err, layout.ErrCorrupt) {
 				t.Errorf("cut to %d bytes: %v", n, err)
 			}
+		}
+	}
+}
+
+func TestSnapshot(t *testing.T) {
+	want := layout.Snapshot{Seq: 9, Name: "golden", Created: time.Unix(1_700_000_000, 0).UTC(), Size: 1 << 40, Root: head().Root}
+	b := want.Encode()
+	got, err := layout.DecodeSnapshot(b)
+	if err != nil || *got != want {
+		t.Fatalf("decoded %+v, %v", got, err)
+	}
+	for n := range b {
+		if _, err := layout.DecodeSnapshot(b[:n]); err == nil {
+			t.Errorf("cut to %d bytes: accepted", n)
+		}
+	}
+	for name, spoil := range map[string]func(*layout.Snapshot){
+		"no number":          func(s *layout.Snapshot) { s.Seq = 0 },
+		"no name":            func(s *layout.Snapshot) { s.Name = "" },
+		"size in no sectors": func(s *layout.Snapshot) { s.Size = 511 },
+		"a hole with a hash": func(s *layout.Snapshot) { s.Root.Kind = layout.Hole },
+	} {
+		s := want
+		spoil(&s)
+		if _, err := layout.DecodeSnapshot(s.Encode()); err == nil {
+			t.Errorf("%s: accepted", name)
 		}
 	}
 }

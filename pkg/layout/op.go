@@ -14,10 +14,16 @@ const (
 	OpExtent OpCode = 1
 	// OpZero maps a range to a hole or to zeros.
 	OpZero OpCode = 2
+	// OpSnapshot makes a snapshot of the volume as it is after its commit. It is
+	// the last operation of its commit, whose sequence is the snapshot's number.
+	OpSnapshot OpCode = 16
+	// OpDeleteSnapshot deletes a snapshot.
+	OpDeleteSnapshot OpCode = 17
 )
 
 const (
 	minOpSize        = 20
+	controlSize      = 20 // of a control operation, without a name
 	extentHeaderSize = 44
 	runSize          = 12
 )
@@ -36,6 +42,9 @@ type HomeRun struct {
 //	          44 runs: home be64, count be32 each; then a tag of 16 bytes a block
 //	OpZero:    0 op u8 = 2 | 1 kind u8 (0 hole, 1 zero) | 2 zeros, 2
 //	           4 first block be64 | 12 count be64
+//	OpSnapshot: 0 op u8 = 16 | 1 name length u8 | 2 zeros, 2
+//	           4 created be64, seconds | 12 zeros, 8 | 20 name
+//	OpDeleteSnapshot: 0 op u8 = 17 | 1 zeros, 3 | 4 snapshot be64 | 12 zeros, 8
 //
 // The ordinal of an extent, in its ExtentID, is its position among the
 // record's OpExtents.
@@ -54,12 +63,22 @@ type Op struct {
 	Kind  Kind
 	Start BlockNo
 	Count uint64
+
+	// OpSnapshot
+	Name    string
+	Created int64 // seconds since 1970
+
+	// OpDeleteSnapshot
+	Snapshot Seq
 }
 
 // EncodedSize is the operation's size in a record, in bytes.
 func (o *Op) EncodedSize() int {
-	if o.Code == OpZero {
+	switch o.Code {
+	case OpZero:
 		return minOpSize
+	case OpSnapshot, OpDeleteSnapshot:
+		return controlSize + len(o.Name)
 	}
 	return extentHeaderSize + runSize*len(o.Homes) + TagSize*len(o.Tags)
 }
@@ -68,10 +87,18 @@ func (o *Op) EncodedSize() int {
 func MaxExtentOpSize(n int) int { return extentHeaderSize + n*(runSize+TagSize) }
 
 func (o *Op) append(dst []byte) []byte {
-	if o.Code == OpZero {
+	switch o.Code {
+	case OpZero:
 		dst = append(dst, byte(o.Code), byte(o.Kind), 0, 0)
 		dst = be.AppendUint64(dst, uint64(o.Start))
 		return be.AppendUint64(dst, o.Count)
+	case OpSnapshot:
+		dst = append(dst, byte(o.Code), byte(len(o.Name)), 0, 0)
+		dst = be.AppendUint64(be.AppendUint64(dst, uint64(o.Created)), 0)
+		return append(dst, o.Name...)
+	case OpDeleteSnapshot:
+		dst = append(dst, byte(o.Code), 0, 0, 0)
+		return be.AppendUint64(be.AppendUint64(dst, uint64(o.Snapshot)), 0)
 	}
 	dst = append(dst, byte(o.Code), o.Mode)
 	dst = be.AppendUint16(dst, uint16(len(o.Tags)))
@@ -101,6 +128,26 @@ func (o *Op) decode(c *cursor, r *Record) error {
 		o.Start, o.Count = BlockNo(c.u64()), c.u64()
 		if !c.ok || o.Kind > Zero || o.Count == 0 || !validRange(o.Start, o.Count) {
 			return corrupt("commit record", "zero operation out of range")
+		}
+		return nil
+	case OpSnapshot:
+		n := int(c.u8())
+		c.zero(2)
+		o.Created = int64(c.u64())
+		c.zero(8)
+		if !c.ok || n > len(c.b) {
+			return corrupt("commit record", "snapshot out of range")
+		}
+		if o.Name = string(c.take(n)); !ValidName(o.Name) || len(c.b) != 0 {
+			return corrupt("commit record", "snapshot with a wrong name, or not last")
+		}
+		return nil
+	case OpDeleteSnapshot:
+		c.zero(3)
+		o.Snapshot = Seq(c.u64())
+		c.zero(8)
+		if !c.ok || o.Snapshot == 0 || o.Snapshot >= r.Seq {
+			return corrupt("commit record", "deletion of a snapshot out of range")
 		}
 		return nil
 	}

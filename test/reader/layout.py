@@ -186,6 +186,8 @@ def record(data, volume, segment, block):
     c.need(size % 512 == 0 and size <= 2**63 - 4096, "bad size")
     c.need(bool(flags) == (following != 0), "names a next segment without being the last")
     ops = [operation(c, start, block, segment) for _ in range(count)]
+    c.need(all(op.sequence != sequence for op in ops if isinstance(op, Control)), "deletes itself")
+    c.need(not any(isinstance(op, Control) and op.name for op in ops[:-1]), "a snapshot before the end")
     if kind == CONTINUE:
         c.need(count == 0 and block == 0, "bad continue record")
     mac = c.take(32)
@@ -196,10 +198,29 @@ def record(data, volume, segment, block):
                   Position(segment, block, end, sequence, mac))
 
 
+@dataclass
+class Control:
+    """A snapshot that is made (with a name) or deleted: maps nothing."""
+    name: bytes
+    sequence: int
+
+
 def operation(c, start, block, segment):
     kind = c.u(1)
     if kind == 1:
         return extent_operation(c, start, block, segment)
+    if kind == 16:
+        size = c.u(1)
+        c.zeros(2), c.u(8), c.zeros(8)
+        name = c.take(size)
+        c.need(NAME.fullmatch(name), "a snapshot with a bad name")
+        return Control(name, 0)
+    if kind == 17:
+        c.zeros(3)
+        op = Control(b"", c.u(8))
+        c.zeros(8)
+        c.need(op.sequence > 0, "deletes no snapshot")
+        return op
     if kind != 2:
         raise Unknown(f"{c.what}: operation {kind} is not known")
     what = c.u(1)
@@ -272,6 +293,7 @@ def head(data):
     parent = c.u(4)
     c.u(8), c.take(32)
     key_id, bag, slots, superblock_digest = c.take(16), c.take(32), c.take(32), c.take(32)
+    epoch_of_map = c.u(8)
     mode = c.u(1)
     c.zeros(2)
     name = c.take(c.u(1))
@@ -281,6 +303,7 @@ def head(data):
     c.need(flags <= 1, "unknown flags")
     c.need(number > 0 and NAME.fullmatch(name), "bad number or name")
     c.need(size % 512 == 0 and smallest <= size <= 2**63 - 4096, "bad size")
+    c.need(snapshot <= epoch_of_map and (snapshot == 0) == (snapshots == 0), "bad snapshots")
     c.need(mode in MODES, f"unknown mode {mode:#x}")
     c.need(tree.height == height(size), "the map's height is not that of the size")
     return Head(uuid, number, bool(flags), epoch, size, position, tree, snapshot, snapshots,

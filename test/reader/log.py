@@ -8,7 +8,7 @@ import re
 import keys
 import layout
 from errors import Refused, Unknown
-from layout import BLOCK, COMMIT, CONTINUE, EMPTY, Extent
+from layout import BLOCK, COMMIT, CONTINUE, EMPTY, Control, Extent
 
 SEGMENT = re.compile(r"[0-9a-f]{16}\.seg")
 
@@ -135,6 +135,8 @@ class Overlay:
         for op in record.ops:
             if isinstance(op, Extent):
                 self.data.update((home, (op, i)) for i, home in enumerate(op.homes))
+                continue
+            if isinstance(op, Control):
                 continue
             end = op.first + op.count
             self.zeros.append((op.first, end))

@@ -77,8 +77,10 @@ class Store:
         for names, there, thing in checks:
             if not hmac.compare_digest(names, there):
                 raise Refused(f"{what}: names another {thing}")
-        if (head.snapshots, head.snapshots_digest) != (0, hashlib.sha256(b"").digest()):
-            raise Refused(f"{what}: snapshots are not known to this reader")
+        prefix = b"p" + head.number.to_bytes(4, "big")
+        records = [value for key, value in sorted(self.load_index().items()) if key.startswith(prefix)]
+        if (head.snapshots, head.snapshots_digest) != (len(records), hashlib.sha256(b"".join(records)).digest()):
+            raise Refused(f"{what}: names other snapshots")
 
     def bag(self, volume_uuid):
         for bag in self.ring.bags:

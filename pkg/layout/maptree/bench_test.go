@@ -178,7 +178,7 @@ func BenchmarkUpdateDense(b *testing.B) {
 	b.ResetTimer()
 	for n := 0; n < b.N; n += blocks4G {
 		it := &every{n: min(uint64(b.N-n), blocks4G)}
-		if _, _, err := r.Update(context.Background(), maptree.UpdateOptions{Volume: 1, Epoch: 1, Root: root, Blocks: blocks4G}, it, discard{}, func(layout.BlockRef) error { return nil }); err != nil {
+		if _, _, err := r.Update(context.Background(), maptree.UpdateOptions{Volume: 1, Epoch: 1, Kept: 1, Root: root, Blocks: blocks4G}, it, discard{}, func(layout.BlockRef) error { return nil }); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -139,7 +139,7 @@ func TestKeys(t *testing.T) {
 func TestCodec(t *testing.T) {
 	db := openDB(t)
 	r := maptree.NewReader(db, maptree.ReaderOptions{})
-	root, stats := update(t, r, db, maptree.UpdateOptions{Volume: 7, Epoch: 3, Blocks: 17}, nil,
+	root, stats := update(t, r, db, maptree.UpdateOptions{Volume: 7, Epoch: 3, Kept: 3, Blocks: 17}, nil,
 		data(1, newRef(0x0a0b0c0d, 0x1122334455667788)), fill(2, 2, layout.Zero), data(16, newRef(9, 5)))
 	if stats.Written != 3 {
 		t.Fatalf("%d nodes written", stats.Written)

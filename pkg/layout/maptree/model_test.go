@@ -131,7 +131,7 @@ func (w *world) checkpoint(v *volume) {
 	for ref, n := range more {
 		dead[ref] += n
 	}
-	o := maptree.UpdateOptions{Volume: v.id, Epoch: v.epoch, Root: v.root, Blocks: v.blocks}
+	o := maptree.UpdateOptions{Volume: v.id, Epoch: v.epoch, Kept: v.epoch, Root: v.root, Blocks: v.blocks}
 	if w.rng.UintN(3) == 0 {
 		w.interrupt(o, cs)
 		verify(w.t, w.r, old.root, old.m, old.blocks)
@@ -144,7 +144,7 @@ func (w *world) checkpoint(v *volume) {
 		}
 	}
 	verify(w.t, w.r, v.root, v.m, v.blocks)
-	if again, st := update(w.t, w.r, w.db, maptree.UpdateOptions{Volume: v.id, Epoch: v.epoch, Root: v.root, Blocks: v.blocks}, nil, cs...); again != v.root || st.Written != 0 || st.Dead != 0 {
+	if again, st := update(w.t, w.r, w.db, maptree.UpdateOptions{Volume: v.id, Epoch: v.epoch, Kept: v.epoch, Root: v.root, Blocks: v.blocks}, nil, cs...); again != v.root || st.Written != 0 || st.Dead != 0 {
 		w.t.Fatalf("the same changes again made %+v of %+v, %+v after %+v", again, v.root, st, stats)
 	}
 }

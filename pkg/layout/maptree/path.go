@@ -103,6 +103,10 @@ func (u *updater) write(level uint8, n *openNode) (pointer, error) {
 		// The durable head reaches the old node: the other slot, then.
 		p.gen = n.old.gen ^ 1
 		cached = u.r.cache.remove(level, n.index, &n.old.hash) || cached
+	} else if n.old.kind == layout.Data {
+		if err := u.useless(&n.old, level, n.index); err != nil {
+			return p, err
+		}
 	}
 	id := p.id(level, n.index)
 	u.key = id.AppendKey(u.key[:0])
@@ -136,13 +140,20 @@ func (u *updater) reportDead(ref *layout.BlockRef) error {
 	return u.dead(*ref)
 }
 
-// obsolete reports a node that has no successor, with its other slot.
+// obsolete counts and reports a node that has no successor.
 func (u *updater) obsolete(p *pointer, level uint8, index uint64) error {
 	if p.kind != layout.Data {
 		return nil
 	}
 	u.stats.Dropped++
-	if u.o.Obsolete == nil || p.owner != u.o.Volume || p.gen>>1 != uint64(u.o.Epoch) {
+	return u.useless(p, level, index)
+}
+
+// useless reports a node that was replaced or dropped, with its other slot, if
+// no snapshot has it.
+func (u *updater) useless(p *pointer, level uint8, index uint64) error {
+	// A node that is as old as Kept, or younger, was written after it.
+	if u.o.Obsolete == nil || p.owner != u.o.Volume || p.gen>>1 < uint64(u.o.Kept) {
 		return nil
 	}
 	id := p.id(level, index)

@@ -33,16 +33,19 @@ type NodeWriter interface {
 type UpdateOptions struct {
 	// Volume owns the nodes that are written.
 	Volume layout.VolumeID
-	// Epoch is the commit sequence of the volume's newest snapshot, 0 if it has
-	// none. It must never go back.
+	// Epoch is the greatest commit sequence that a snapshot of the volume ever
+	// had, 0 if it never had one. It must never go back.
 	Epoch layout.Seq
+	// Kept is the sequence of the newest snapshot that there still is, 0 if
+	// there is none.
+	Kept layout.Seq
 	// Root is the tree to start from.
 	Root Root
 	// Blocks is the volume's size. The new tree has the height for it, and
 	// nothing but holes behind it.
 	Blocks uint64
-	// Obsolete, if not nil, is called with the keys of nodes of this volume and
-	// epoch that the new tree has no use for, nor any snapshot. They may be
+	// Obsolete, if not nil, is called with the keys of nodes of this volume,
+	// not older than Kept, that the new tree has no use for, nor any snapshot. They may be
 	// deleted once the new root is durable, but not after the next update of
 	// the volume has begun, which may write there again. (The unused slot of a
 	// node that still exists is not reported: the next update writes there.)
@@ -114,7 +117,7 @@ func (u *updater) run(changes Iterator) (Root, error) {
 	if u.o.Root.Height > MaxHeight {
 		return Root{}, errHeight(&u.o.Root)
 	}
-	if u.o.Volume == 0 || u.o.Blocks > Capacity(MaxHeight) || u.o.Epoch >= 1<<63 {
+	if u.o.Volume == 0 || u.o.Blocks > Capacity(MaxHeight) || u.o.Epoch >= 1<<63 || u.o.Kept > u.o.Epoch {
 		return Root{}, fmt.Errorf("%w: %d blocks, epoch %d", ErrOrder, u.o.Blocks, u.o.Epoch)
 	}
 	u.buf = make([]byte, 0, maxNode)

@@ -204,6 +204,16 @@ func (w *Writer) AppendZero(kind layout.Kind, start layout.BlockNo, count uint64
 	w.add(layout.Op{Code: layout.OpZero, Kind: kind, Start: start, Count: count})
 }
 
+// RoomForControl says whether the open commit can take an operation that
+// changes the volume's state.
+func (w *Writer) RoomForControl(op *layout.Op) bool {
+	return w.opsSize <= maxOpsSize && int(w.cur.pos)+w.recordBlocks(op.EncodedSize()) <= int(w.cur.blocks)
+}
+
+// AppendControl adds an operation that changes the volume's state;
+// RoomForControl was true.
+func (w *Writer) AppendControl(op layout.Op) { w.add(op) }
+
 func (w *Writer) add(op layout.Op) {
 	w.ops = append(w.ops, op)
 	w.opsSize += op.EncodedSize()

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/maphash"
+	"math"
 	"slices"
 	"sort"
 )
@@ -50,11 +51,17 @@ type model struct {
 	now     *state
 	history [][]change
 	ops     int
+	snaps   map[int64]*life // by the operation that made them
+	script  *script         // whose operations they are
 }
+
+// life is when a snapshot was there: after the operation that made it, and until
+// the one that deleted it.
+type life struct{ deleted int }
 
 // newModel starts with a state, which was there before operation 0.
 func newModel(start *state) *model {
-	m := &model{now: start.clone(), history: make([][]change, len(start.sums))}
+	m := &model{now: start.clone(), history: make([][]change, len(start.sums)), snaps: map[int64]*life{}}
 	for b, sum := range start.sums {
 		m.history[b] = []change{{-1, sum}}
 	}
@@ -82,7 +89,7 @@ func (m *model) start() *state {
 
 // apply notes what an operation does, when all of it has happened.
 func (m *model) apply(s *script, o operation) {
-	m.ops = o.index + 1
+	m.ops, m.script = o.index+1, s
 	off, end := o.off, o.off+o.n
 	var data []byte
 	switch o.action {
@@ -98,6 +105,12 @@ func (m *model) apply(s *script, o operation) {
 			return
 		}
 		data = make([]byte, end-off)
+	case snapshot:
+		m.snaps[int64(o.index)] = &life{deleted: math.MaxInt}
+		return
+	case unsnapshot:
+		m.snaps[o.off].deleted = o.index
+		return
 	default:
 		return
 	}

@@ -62,8 +62,14 @@ func openStore(path string, o volume.Options) (*volume.Store, *volume.Volume, er
 	return s, v, nil
 }
 
+// reader is a volume or a snapshot.
+type reader interface {
+	Size() int64
+	ReadAt(p []byte, off int64, nowait bool) error
+}
+
 // observe reads all of a volume.
-func observe(v *volume.Volume) (*state, error) {
+func observe(v reader) (*state, error) {
 	s := emptyState(v.Size())
 	const chunk = 256 * blockSize
 	buf := make([]byte, chunk, chunk+16)
@@ -180,6 +186,16 @@ func (r *runner) do(o operation) error {
 		return err
 	case reopen:
 		return r.reopen(o.index)
+	case snapshot:
+		if err := r.v.CreateSnapshot(ctx, r.snapName(int64(o.index))); err != nil {
+			return err
+		}
+		return r.acked(o.index+1, true)
+	case unsnapshot:
+		if err := r.v.DeleteSnapshot(ctx, r.snapName(o.off)); err != nil {
+			return err
+		}
+		return r.acked(o.index+1, true)
 	}
 	return nil
 }

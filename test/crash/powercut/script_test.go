@@ -2,7 +2,9 @@ package powercut_test
 
 import (
 	"encoding/binary"
+	"fmt"
 	"math/rand/v2"
+	"slices"
 )
 
 const blockSize = 4096
@@ -26,6 +28,8 @@ const (
 	checkpointLater
 	compact
 	reopen
+	snapshot
+	unsnapshot // deletes the one of operation off
 )
 
 // operation is one step of a script. Its index is its place in the script.
@@ -41,9 +45,16 @@ type script struct {
 	size  int64
 	rng   *rand.Rand
 	next  int
-	quiet int  // operations still to come before the next flush: a burst
-	calm  bool // no upkeep, no reopening
+	quiet int     // operations still to come before the next flush: a burst
+	calm  bool    // no upkeep, no reopening
+	snaps []int64 // snapshots that there are, by their operations
 }
+
+// mostSnaps bounds the snapshots that there are at a time.
+const mostSnaps = 4
+
+// snapName is what the snapshot of an operation is called.
+func (s *script) snapName(index int64) string { return fmt.Sprintf("s%x.%d", s.seed, index) }
 
 func newScript(seed uint64, size int64) *script {
 	return &script{seed: seed, size: size, rng: rand.New(rand.NewPCG(seed, 0x5c71)), next: 0}
@@ -68,6 +79,8 @@ func (s *script) operation() operation {
 	if s.quiet > 0 {
 		s.quiet--
 		k %= 700
+	} else if s.seed%3 == 0 && !s.calm && s.rng.IntN(8) == 0 {
+		k = 975 // one script in three is full of snapshots
 	}
 	switch {
 	case k < 420:
@@ -94,8 +107,16 @@ func (s *script) operation() operation {
 		o.action = flush
 	case k < 965:
 		o.action = checkpoint
-	case k < 980:
+	case k < 975:
 		o.action = checkpointLater
+	case k < 980 && len(s.snaps) < mostSnaps:
+		o.action = snapshot
+		s.snaps = append(s.snaps, int64(o.index))
+	case k < 980:
+		o.action = unsnapshot
+		i := s.rng.IntN(len(s.snaps))
+		o.off = s.snaps[i]
+		s.snaps = slices.Delete(s.snaps, i, i+1)
 	case k < 983:
 		o.action = compact
 	case k < 986:

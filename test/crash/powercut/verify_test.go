@@ -69,6 +69,9 @@ func verifyContent(v *volume.Volume, p promise) (*state, error) {
 		return nil, fmt.Errorf("the volume has %d bytes, want %d", v.Size(), p.m.now.size)
 	}
 	found, err := observe(v)
+	if err == nil {
+		err = verifySnapshots(v, p)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -79,6 +82,35 @@ func verifyContent(v *volume.Volume, p promise) (*state, error) {
 		}
 		return buf
 	})
+}
+
+// verifySnapshots checks that there are the snapshots that there must be, and
+// none that there must not be, and that each has what the volume had when it was
+// made.
+func verifySnapshots(v *volume.Volume, p promise) error {
+	for op, l := range p.m.snaps {
+		name := p.m.script.snapName(op)
+		s, err := v.Snapshot(name)
+		switch {
+		case errors.Is(err, volume.ErrNoSnapshot):
+			if int(op) < p.floor && l.deleted >= p.ceil {
+				return fmt.Errorf("snapshot of operation %d is missing (durable before operation %d)", op, p.floor)
+			}
+			continue
+		case err != nil:
+			return err
+		case int(op) >= p.ceil || l.deleted < p.floor:
+			return fmt.Errorf("snapshot of operation %d, deleted by %d, is there (durable before %d, none from %d on)", op, l.deleted, p.floor, p.ceil)
+		}
+		found, err := observe(s)
+		if err == nil {
+			err = p.m.compare(found, int(op), int(op), nil)
+		}
+		if err != nil {
+			return fmt.Errorf("snapshot of operation %d: %w", op, err)
+		}
+	}
+	return nil
 }
 
 // verifyStructure runs check. What leaks, a compaction must give back.

@@ -1,0 +1,71 @@
+package layout
+
+import (
+	"crypto/sha256"
+	"time"
+)
+
+const (
+	snapshotPrefix = 'p' // | volume be32 | sequence be64
+	snapshotFixed  = 80
+)
+
+// SnapshotPrefix is the prefix of the keys of a volume's snapshot records.
+func SnapshotPrefix(v VolumeID) []byte { return be.AppendUint32([]byte{snapshotPrefix}, uint32(v)) }
+
+// SnapshotKey is the key of a snapshot record.
+func SnapshotKey(v VolumeID, n Seq) []byte {
+	return be.AppendUint64(SnapshotPrefix(v), uint64(n))
+}
+
+// Snapshot is a named state of a volume that is kept. The record is
+// authenticated by the digest of all of them in the volume's head.
+//
+//	0 sequence be64 | 8 zeros, 7 | 15 name length u8 | 16 created be64, seconds
+//	24 size be64, bytes | 32 map root, 48 | 80 name
+type Snapshot struct {
+	Seq     Seq
+	Name    string
+	Created time.Time
+	Size    uint64
+	Root    Root
+}
+
+// Encode returns the record's bytes.
+func (s *Snapshot) Encode() []byte {
+	b := be.AppendUint64(make([]byte, 0, snapshotFixed+len(s.Name)), uint64(s.Seq))
+	b = append(b, 0, 0, 0, 0, 0, 0, 0, byte(len(s.Name)))
+	b = be.AppendUint64(be.AppendUint64(b, uint64(s.Created.Unix())), s.Size)
+	return append(s.Root.append(b), s.Name...)
+}
+
+// DecodeSnapshot reads a snapshot record.
+func DecodeSnapshot(b []byte) (*Snapshot, error) {
+	if len(b) < snapshotFixed {
+		return nil, corrupt("snapshot", "too short")
+	}
+	c := newCursor(b)
+	s := &Snapshot{Seq: Seq(c.u64())}
+	c.zero(7)
+	n := int(c.u8())
+	s.Created, s.Size = time.Unix(int64(c.u64()), 0).UTC(), c.u64()
+	s.Root.decode(c)
+	if !c.ok || n != len(c.b) {
+		return nil, corrupt("snapshot", "field out of range")
+	}
+	if s.Name = string(c.take(n)); !ValidName(s.Name) || s.Seq == 0 || s.Size > MaxVolumeSize || s.Size%SectorSize != 0 {
+		return nil, corrupt("snapshot", "field out of range")
+	}
+	return s, nil
+}
+
+// SnapshotDigest is the digest of a volume's snapshot records, in ascending
+// order of their sequences.
+func SnapshotDigest(l []Snapshot) (sum Hash) {
+	h := sha256.New()
+	for i := range l {
+		h.Write(l[i].Encode())
+	}
+	h.Sum(sum[:0])
+	return sum
+}
