@@ -9,43 +9,30 @@ import (
 	"github.com/fsximg/fsx/pkg/nbdsrv"
 )
 
-// blockDevice is a volume or a snapshot.
-type blockDevice interface {
-	Size() int64
-	ReadOnly() bool
-	ReadAt(p []byte, off int64, nowait bool) error
-	WriteAt(p []byte, off int64, nowait bool) error
-	ZeroAt(off, n int64, noHole bool) error
-	TrimAt(off, n int64) error
-	Flush() error
-	Prefetch(off, n int64) error
-	Status(off, n int64, fn func(length int64, hole, zero bool) bool) error
-}
-
-// device is a volume as the NBD server wants it: with its ErrWouldBlock, and
+// device is a volume or a snapshot as the NBD server wants it: with its ErrWouldBlock, and
 // with errors that carry an errno where NBD has one. Two devices of the same
 // volume are equal, by which the server recognises them.
-type device struct{ blockDevice }
+type device struct{ nbdsrv.Device }
 
 var _ nbdsrv.Device = device{}
 
 func (d device) ReadAt(p []byte, off int64, nowait bool) error {
-	return wire(d.blockDevice.ReadAt(p, off, nowait))
+	return wire(d.Device.ReadAt(p, off, nowait))
 }
 
 func (d device) WriteAt(p []byte, off int64, nowait bool) error {
-	return wire(d.blockDevice.WriteAt(p, off, nowait))
+	return wire(d.Device.WriteAt(p, off, nowait))
 }
 
 func (d device) ZeroAt(off, n int64, noHole bool) error {
-	return wire(d.blockDevice.ZeroAt(off, n, noHole))
+	return wire(d.Device.ZeroAt(off, n, noHole))
 }
-func (d device) TrimAt(off, n int64) error   { return wire(d.blockDevice.TrimAt(off, n)) }
-func (d device) Flush() error                { return wire(d.blockDevice.Flush()) }
-func (d device) Prefetch(off, n int64) error { return wire(d.blockDevice.Prefetch(off, n)) }
+func (d device) TrimAt(off, n int64) error   { return wire(d.Device.TrimAt(off, n)) }
+func (d device) Flush() error                { return wire(d.Device.Flush()) }
+func (d device) Prefetch(off, n int64) error { return wire(d.Device.Prefetch(off, n)) }
 
 func (d device) Status(off, n int64, fn func(length int64, hole, zero bool) bool) error {
-	return wire(d.blockDevice.Status(off, n, fn))
+	return wire(d.Device.Status(off, n, fn))
 }
 
 func wire(err error) error {

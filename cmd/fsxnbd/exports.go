@@ -46,7 +46,7 @@ func (s *served) names() (l []string) {
 }
 
 // open opens a volume or a snapshot.
-func (s *served) open(name string) (blockDevice, error) {
+func (s *served) open(name string) (nbdsrv.Device, error) {
 	vol, snap, isSnapshot := strings.Cut(name, "@")
 	v, err := s.st.Volume(vol)
 	if err != nil || !isSnapshot {

@@ -108,22 +108,29 @@ func seedOf(t testing.TB) uint64 {
 	return seed
 }
 
-// TestModel runs random operations against a volume and a plain array.
-func TestModel(t *testing.T) {
-	ops := 60_000
-	if testing.Short() {
-		ops = 15_000
-	}
-	if os.Getenv("FSX_FULL") != "" {
-		ops = 4_000_000
-	}
+// operations is how many operations a model test does: with -short, without,
+// and in a full run. FSX_MODEL_OPS overrides.
+func operations(t testing.TB, short, normal, full int) int {
+	t.Helper()
 	if e := os.Getenv("FSX_MODEL_OPS"); e != "" {
 		n, err := strconv.Atoi(e)
 		if err != nil {
 			t.Fatal(err)
 		}
-		ops = n
+		return n
 	}
+	switch {
+	case os.Getenv("FSX_FULL") != "":
+		return full
+	case testing.Short():
+		return short
+	}
+	return normal
+}
+
+// TestModel runs random operations against a volume and a plain array.
+func TestModel(t *testing.T) {
+	ops := operations(t, 15_000, 60_000, 4_000_000)
 	seed, began := seedOf(t), time.Now()
 	for i, size := range []int64{512, 4096 * 3, 1<<20 + 512, 24<<20 - 1536} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {

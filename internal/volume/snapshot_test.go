@@ -7,10 +7,8 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -35,20 +33,7 @@ type snapModel struct {
 // TestSnapshotModel makes random changes, snapshots and deletions, reopens and
 // kills, and compares everything with plain arrays.
 func TestSnapshotModel(t *testing.T) {
-	ops := 2400
-	if testing.Short() {
-		ops = 600
-	}
-	if os.Getenv("FSX_FULL") != "" {
-		ops = 500_000
-	}
-	if e := os.Getenv("FSX_MODEL_OPS"); e != "" {
-		n, err := strconv.Atoi(e)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ops = n
-	}
+	ops := operations(t, 600, 2400, 500_000)
 	seed, began := seedOf(t), time.Now()
 	for i, size := range []int64{3 * 4096, 1<<20 + 512, 12<<20 - 1536} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
