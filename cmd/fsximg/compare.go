@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/fsximg/fsx/internal/cliutil"
 	"github.com/fsximg/fsx/internal/convert"
@@ -52,11 +54,16 @@ func runCompare(ctx context.Context, env *cliutil.Env, c *cli.Context) error {
 func compare(ctx context.Context, env *cliutil.Env, c *cli.Context) (equal bool, err error) {
 	set := &comparands{env: env, c: c, stores: map[string]*volume.Store{}}
 	defer set.close(&err)
+	if err := claimStdinOnce(c); err != nil {
+		return false, err
+	}
 	var src [2]convert.Source
 	for i := range src {
 		name := c.Args().Get(i)
 		s, err := set.open(ctx, name)
-		if err != nil {
+		if err != nil && strings.HasPrefix(err.Error(), name+": ") {
+			return false, err
+		} else if err != nil {
 			return false, fmt.Errorf("%s: %w", name, err)
 		}
 		defer s.Close()
@@ -69,6 +76,16 @@ func compare(ctx context.Context, env *cliutil.Env, c *cli.Context) (equal bool,
 		return false, err
 	}
 	return d.Equal, reportCompare(env, c, d)
+}
+
+// claimStdinOnce refuses stdin in two places, before either reads it.
+func claimStdinOnce(c *cli.Context) error {
+	words := append(c.Args().Slice(), c.StringSlice("passphrase-file")...)
+	words = append(append(words, c.StringSlice("key-file")...), c.StringSlice("recovery-key-file")...)
+	if n := len(slices.DeleteFunc(words, func(w string) bool { return w != "-" })); n > 1 {
+		return cliutil.UsageErrorf("- is stdin, and can be given once only")
+	}
+	return nil
 }
 
 func reportCompare(env *cliutil.Env, c *cli.Context, d convert.Difference) error {

@@ -333,7 +333,7 @@ func (v *Volume) blockError(b layout.BlockNo, err error) error {
 	if errors.As(err, &be) || errors.Is(err, ErrWouldBlock) {
 		return err
 	}
-	return &BlockError{Volume: v.name, At: int64(b) * blockSize, Err: err}
+	return &BlockError{Volume: v.name, At: int64(b) * blockSize, Err: mapDamage(err)}
 }
 
 // Prefetch is a hint that a range will be read.

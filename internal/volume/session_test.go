@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -18,10 +19,38 @@ import (
 func killed(t testing.TB, path string) string {
 	t.Helper()
 	to := filepath.Join(fastDir(t), "killed.fsx")
-	if err := trace.CopyTree(to, path); err != nil {
+	for range 50 {
+		// Badger may be moving tables, and a copy takes a while.
+		before := indexFiles(t, path)
+		err := trace.CopyTree(to, path)
+		if slices.Equal(before, indexFiles(t, path)) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			return to
+		}
+		if err := os.RemoveAll(to); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Fatal("the index does not come to rest")
+	return ""
+}
+
+// indexFiles are the names and sizes of the index's files.
+func indexFiles(t testing.TB, path string) (l []string) {
+	t.Helper()
+	entries, err := os.ReadDir(filepath.Join(path, "meta"))
+	if err != nil {
 		t.Fatal(err)
 	}
-	return to
+	for _, e := range entries {
+		if info, err := e.Info(); err == nil {
+			l = append(l, fmt.Sprint(e.Name(), info.Size()))
+		}
+	}
+	return l
 }
 
 // block is a block's content that tells its number.

@@ -271,6 +271,9 @@ func Open(path string, o Options) (_ *Store, err error) {
 	return s, s.loadHeads()
 }
 
+// IsStore says whether a folder looks like a store, without opening it.
+func IsStore(path string) bool { return store.Is(path) }
+
 // mapCorrupt makes a decoder's error an ErrDamaged.
 func mapCorrupt(err error) error {
 	if errors.Is(err, layout.ErrCorrupt) && !errors.Is(err, ErrNotStore) {

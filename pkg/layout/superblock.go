@@ -17,7 +17,8 @@ const (
 // SuperblockSize is the size of the file "fsx" in bytes.
 const SuperblockSize = 4096
 
-const superblockMagic = "FSXSTORE"
+// SuperblockMagic begins every superblock.
+const SuperblockMagic = "FSXSTORE"
 
 // Superblock is the identity of a store. It is written once, at creation.
 //
@@ -42,7 +43,7 @@ type Superblock struct {
 // Encode returns the superblock's bytes.
 func (s *Superblock) Encode() []byte {
 	b := make([]byte, SuperblockSize)
-	copy(b, superblockMagic)
+	copy(b, SuperblockMagic)
 	be.PutUint32(b[8:], Version)
 	be.PutUint32(b[12:], BlockShift)
 	copy(b[16:], s.UUID[:])
@@ -65,7 +66,7 @@ func (s *Superblock) ReadOnly() bool { return s.ROCompat&^knownROCompat != 0 }
 // DecodeSuperblock reads a superblock. It returns ErrVersion for another
 // format version or an unknown incompat feature, ErrCorrupt otherwise.
 func DecodeSuperblock(b []byte) (*Superblock, error) {
-	if len(b) != SuperblockSize || string(b[:8]) != superblockMagic {
+	if len(b) != SuperblockSize || string(b[:8]) != SuperblockMagic {
 		return nil, corrupt("superblock", "no fsx magic")
 	}
 	if v := be.Uint32(b[8:]); v != Version {

@@ -160,6 +160,18 @@ func isForbidden(err error) bool {
 	return errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS)
 }
 
+// Is says whether a folder has what begins like a superblock. It takes no lock.
+func Is(path string) bool {
+	f, err := os.Open(filepath.Join(path, superblockName))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	magic := make([]byte, len(layout.SuperblockMagic))
+	_, err = io.ReadFull(f, magic)
+	return err == nil && string(magic) == layout.SuperblockMagic
+}
+
 // settle makes durable that this is a store. A process that was killed while it
 // made it, or copied it here, may have left that in the page cache only.
 func (d *Dir) settle() error {
