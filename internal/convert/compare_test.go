@@ -17,6 +17,11 @@ type pieces struct {
 	err   error // instead of the end
 }
 
+// newPieces has a generator of its own: two sources stream at the same time.
+func newPieces(b []byte, rng *rand.Rand) *pieces {
+	return &pieces{b: b, sizes: rand.New(rand.NewPCG(rng.Uint64(), 0))}
+}
+
 func (p *pieces) Size() int64  { return int64(len(p.b)) }
 func (p *pieces) Close() error { return nil }
 
@@ -40,7 +45,7 @@ func TestCompare(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	compare := func(a, b []byte, strict bool) convert.Difference {
 		t.Helper()
-		d, err := convert.Compare(context.Background(), &pieces{b: a, sizes: rng}, &pieces{b: b, sizes: rng}, strict, nil)
+		d, err := convert.Compare(context.Background(), newPieces(a, rng), newPieces(b, rng), strict, nil)
 		must(t, err)
 		return d
 	}
@@ -75,13 +80,15 @@ func TestCompare(t *testing.T) {
 func TestCompareFails(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
 	broken, a := errors.New("broken"), image(t, 100_000)
-	_, err := convert.Compare(context.Background(), &pieces{b: a, sizes: rng}, &pieces{b: a, sizes: rng, err: broken}, false, nil)
+	failing := newPieces(a, rng)
+	failing.err = broken
+	_, err := convert.Compare(context.Background(), newPieces(a, rng), failing, false, nil)
 	if !errors.Is(err, broken) {
 		t.Errorf("got %v", err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if d, err := convert.Compare(ctx, convert.FromDevice(newDevice(8<<20)), &pieces{b: a, sizes: rng}, false, nil); !errors.Is(err, context.Canceled) {
+	if d, err := convert.Compare(ctx, convert.FromDevice(newDevice(8<<20)), newPieces(a, rng), false, nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled, and compared: %+v, %v", d, err)
 	}
 }
