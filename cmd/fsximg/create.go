@@ -74,13 +74,27 @@ func runCreate(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error
 	if err := st.Close(); err != nil {
 		return fmt.Errorf("close store: %w", err)
 	}
+	keys.Keep()
 	env.Say("%s: %s, %s", path, cliutil.FormatSize(size), c.String("cipher"))
 	if c.Bool("json") {
-		if err := env.PrintJSON(res); err != nil {
-			return err
-		}
+		err = env.PrintJSON(res)
 	}
-	return printNew(env, c, res, keys)
+	if err == nil {
+		err = printNew(env, c, res, keys)
+	}
+	return unshown(path, keys, err)
+}
+
+// unshown removes a new store whose recovery key could not be printed: nobody
+// has it, and it is perhaps the only one.
+func unshown(path string, keys *cliutil.NewKeys, err error) error {
+	if err == nil || !keys.PrintRecoveryKey {
+		return err
+	}
+	if removeErr := os.RemoveAll(path); removeErr != nil {
+		return errors.Join(err, removeErr)
+	}
+	return cliutil.WithHint(err, "the store was removed again, since its recovery key could not be shown; see --recovery-key-out")
 }
 
 // newStore makes a store of what the options say.
@@ -129,6 +143,9 @@ func printNew(env *cliutil.Env, c *cli.Context, res createResult, keys *cliutil.
 
 // mustNotExist refuses to make something where something is.
 func mustNotExist(path string) error {
+	if err := cliutil.NotInStore(path); err != nil {
+		return err
+	}
 	exists, err := pathExists(path)
 	if err == nil && exists {
 		err = cliutil.WithHint(fs.ErrExist, "choose another name, or remove it first")

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"path/filepath"
 
 	"github.com/fsximg/fsx/internal/cliutil"
 	"github.com/fsximg/fsx/internal/convert"
@@ -102,8 +101,8 @@ func openSink(ctx context.Context, env *cliutil.Env, c *cli.Context, dst string,
 		}
 		return convert.ToNBD(ctx, dst, size)
 	}
-	if inStore(dst) {
-		return nil, cliutil.UsageErrorf("%s would lie inside a store", dst)
+	if err := cliutil.NotInStore(dst); err != nil {
+		return nil, err
 	}
 	st, err := os.Stat(dst)
 	switch {
@@ -128,27 +127,6 @@ func openSink(ctx context.Context, env *cliutil.Env, c *cli.Context, dst string,
 		return convert.ToQcow2(ctx, dst, size, err == nil)
 	}
 	return convert.ToFile(dst, size, err == nil)
-}
-
-// inStore says whether a file, that need not exist, lies in a store's folder or
-// in one of the folders there.
-func inStore(name string) bool {
-	dir, err := filepath.EvalSymlinks(filepath.Dir(name))
-	if err == nil {
-		if real, realErr := filepath.EvalSymlinks(name); realErr == nil {
-			dir = filepath.Dir(real)
-		}
-		dir, err = filepath.Abs(dir)
-	}
-	for ; err == nil; dir = filepath.Dir(dir) {
-		if volume.IsStore(dir) {
-			return true
-		}
-		if dir == filepath.Dir(dir) {
-			break
-		}
-	}
-	return false
 }
 
 func describeDevice(d device) string {

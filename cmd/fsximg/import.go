@@ -185,6 +185,9 @@ func reportImport(env *cliutil.Env, c *cli.Context, res importResult, rep conver
 // importNew makes a store under a temporary name beside its own, and gives it
 // that name when it is complete: an import that fails leaves nothing behind.
 func importNew(ctx context.Context, env *cliutil.Env, c *cli.Context, ref cliutil.Ref) (err error) {
+	if err := cliutil.NotInStore(ref.Store); err != nil {
+		return err
+	}
 	if ref.Volume != "" && ref.Volume != cliutil.DefaultVolume {
 		return cliutil.UsageErrorf("a new store's volume is called %s", cliutil.DefaultVolume)
 	}
@@ -226,7 +229,8 @@ func importNew(ctx context.Context, env *cliutil.Env, c *cli.Context, ref cliuti
 	if err := settleStore(tmp, ref.Store); err != nil {
 		return err
 	}
-	return reportNew(env, c, created, rep, keys)
+	keys.Keep()
+	return unshown(ref.Store, keys, reportNew(env, c, created, rep, keys))
 }
 
 // fill imports into a new store and closes it.
@@ -280,7 +284,7 @@ func sizeForNew(env *cliutil.Env, c *cli.Context, src convert.Source) (int64, er
 // and names a store in it.
 func temporaryStore(path string) (string, error) {
 	path = filepath.Clean(path)
-	dir, err := os.MkdirTemp(filepath.Dir(path), "."+filepath.Base(path)+".part-*")
+	dir, err := os.MkdirTemp(filepath.Dir(path), ".fsx-part-*")
 	if err != nil {
 		return "", err
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"path/filepath"
 	"runtime/debug"
 	"time"
@@ -58,6 +57,9 @@ func runServe(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 			return cliutil.UsageErrorf("--run and --daemon exclude each other")
 		}
 		return startDaemon(env)
+	}
+	if err := checkPIDFile(c.String("pid-file")); err != nil {
+		return err
 	}
 	x, err := openStores(ctx, env, c)
 	if err != nil {
@@ -231,9 +233,9 @@ func whileServing(ctx, serving context.Context, env *cliutil.Env, c *cli.Context
 	// Whoever waits for this file finds all of the above, and the file whole.
 	if file := c.String("pid-file"); file != "" {
 		if err := writePID(file); err != nil {
-			return fmt.Errorf("--pid-file: %w", err)
+			return fmt.Errorf("write pid file: %w", err)
 		}
-		defer os.Remove(file)
+		defer removePID(file)
 	}
 	if script != "" {
 		return runCommand(ctx, listeners[0], uri(listeners[0], export), export, script)
@@ -249,21 +251,4 @@ func whileServing(ctx, serving context.Context, env *cliutil.Env, c *cli.Context
 	case <-serving.Done():
 		return nil // Wait tells why
 	}
-}
-
-// writePID writes our process id to a file that appears whole.
-func writePID(file string) error {
-	f, err := os.CreateTemp(filepath.Dir(file), "."+filepath.Base(file)+".*")
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintln(f, os.Getpid())
-	err = errors.Join(err, f.Chmod(0o644), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), file)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return nil
 }

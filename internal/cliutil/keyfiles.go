@@ -164,6 +164,9 @@ func credentials(store string) (secrets []crypt.Secret, err error) {
 // writeSecretFile writes a new file that only its owner can read, durably.
 // undo removes it.
 func writeSecretFile(path, text string) (undo func(), err error) {
+	if err := NotInStore(path); err != nil {
+		return nil, fmt.Errorf("--recovery-key-out: %w", err)
+	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("--recovery-key-out %s: %w", path, bareError(err))

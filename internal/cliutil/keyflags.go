@@ -46,6 +46,10 @@ type NewKeys struct {
 // Wipe forgets the secrets.
 func (k *NewKeys) Wipe() { WipeSecrets(k.Secrets) }
 
+// Keep says that the store is made: what was written for it stays, whatever
+// fails from now on.
+func (k *NewKeys) Keep() { k.undo = nil }
+
 // Abandon removes what was written for a store that was not made after all.
 func (k *NewKeys) Abandon() {
 	for _, f := range k.undo {

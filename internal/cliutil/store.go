@@ -3,6 +3,7 @@ package cliutil
 import (
 	"errors"
 	"io/fs"
+	"path/filepath"
 
 	"github.com/fsximg/fsx/internal/volume"
 )
@@ -29,6 +30,29 @@ func (e *Env) OpenStore(path string, how Access) (*volume.Store, error) {
 		return nil, WithHint(err, "it was made by another version of fsximg; this is %s --version", e.Program)
 	}
 	return nil, err
+}
+
+// NotInStore refuses to make or replace a file that would lie in a store's
+// folder, or in one of the folders there: it may be what the store lives by.
+func NotInStore(name string) error {
+	dir, err := filepath.EvalSymlinks(filepath.Dir(name))
+	if err != nil {
+		return nil // there is no such folder, as whoever makes the file will find
+	}
+	if file, err := filepath.EvalSymlinks(name); err == nil {
+		dir = filepath.Dir(file)
+	}
+	if dir, err = filepath.Abs(dir); err != nil {
+		return err
+	}
+	for ; ; dir = filepath.Dir(dir) {
+		if volume.IsStore(dir) {
+			return UsageErrorf("%s would lie inside a store", name)
+		}
+		if dir == filepath.Dir(dir) {
+			return nil
+		}
+	}
 }
 
 // Unlock opens a store's volume keys. It wipes nothing.

@@ -118,7 +118,11 @@ func Open(dir string, o Options) (*DB, error) {
 	if err := errors.Join(dropEmptyLogs(dir), settle(dir)); err != nil {
 		return nil, fmt.Errorf("open metadata database: %w", err)
 	}
-	bdb, err := badger.Open(badgerOptions(dir, o.Log))
+	options := badgerOptions(dir, o.Log)
+	if err := checkTables(dir, options); err != nil {
+		return nil, fmt.Errorf("open metadata database: %w", err)
+	}
+	bdb, err := badger.Open(options)
 	if err != nil {
 		return nil, fmt.Errorf("open metadata database: %w", err)
 	}

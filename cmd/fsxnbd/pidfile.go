@@ -1,0 +1,76 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/fsximg/fsx/internal/cliutil"
+)
+
+// checkPIDFile refuses a --pid-file that would replace anything else than a pid
+// file. The empty name is fine.
+func checkPIDFile(file string) error {
+	if file == "" {
+		return nil
+	}
+	if err := cliutil.NotInStore(file); err != nil {
+		return fmt.Errorf("--pid-file: %w", err)
+	}
+	st, err := os.Lstat(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("--pid-file: %w", err)
+	}
+	if _, ok := readPID(file); !ok || !st.Mode().IsRegular() {
+		return cliutil.WithHint(cliutil.UsageErrorf("--pid-file: %s exists and is no pid file", file), "it would be overwritten; name another file")
+	}
+	return nil
+}
+
+// readPID is the process id in a pid file: a number and a newline.
+func readPID(file string) (pid int, ok bool) {
+	st, err := os.Stat(file)
+	if err != nil || !st.Mode().IsRegular() || st.Size() > 20 {
+		return 0, false
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return 0, false
+	}
+	pid, err = strconv.Atoi(strings.TrimSuffix(string(text), "\n"))
+	return pid, err == nil && pid > 0
+}
+
+// writePID writes our process id to a file that appears whole.
+func writePID(file string) error {
+	if err := checkPIDFile(file); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(file), "."+filepath.Base(file)+".*")
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(f, os.Getpid())
+	err = errors.Join(err, f.Chmod(0o644), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), file)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return nil
+}
+
+// removePID removes our pid file, and nothing that has taken its place.
+func removePID(file string) {
+	if pid, ok := readPID(file); ok && pid == os.Getpid() {
+		os.Remove(file)
+	}
+}
