@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/fsximg/fsx/internal/cliutil"
 	"github.com/fsximg/fsx/internal/convert"
@@ -118,6 +119,8 @@ func hintSource(name string, err error) error {
 		return cliutil.WithHint(err, "if you trust the image, --allow-backing follows the reference")
 	case errors.Is(err, convert.ErrNoProgram):
 		return cliutil.WithHint(err, "install QEMU's tools (Debian: apt install qemu-utils), or convert the image to raw elsewhere")
+	case errors.Is(err, syscall.EISDIR):
+		return cliutil.WithHint(err, "an image is a file, a block device or an NBD URI; a store is exported first, or served")
 	case errors.Is(err, convert.ErrFormat):
 		return cliutil.WithHint(err, "--format raw imports it byte by byte; qemu-img convert makes other formats raw")
 	}

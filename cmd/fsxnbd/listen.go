@@ -73,12 +73,37 @@ func listenUnix(path string) (net.Listener, error) {
 		return nil, err
 	}
 	old := unix.Umask(0o177)
-	l, err := net.Listen("unix", path)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	unix.Umask(old)
 	if err != nil {
 		return nil, fmt.Errorf("listen: %w", err)
 	}
-	return l, nil
+	l.SetUnlinkOnClose(false)
+	made, err := os.Lstat(path)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("listen: %w", err), l.Close())
+	}
+	return &socketListener{UnixListener: l, path: path, made: made}, nil
+}
+
+// socketListener removes its socket when it is closed, unless another server has
+// put its own there meanwhile.
+type socketListener struct {
+	*net.UnixListener
+	path string
+	made os.FileInfo
+}
+
+// Close stops listening. It may be called again.
+func (l *socketListener) Close() error {
+	err := l.UnixListener.Close()
+	if err != nil {
+		return err
+	}
+	if now, statErr := os.Lstat(l.path); statErr == nil && os.SameFile(now, l.made) {
+		return os.Remove(l.path)
+	}
+	return nil
 }
 
 func removeStale(path string) error {

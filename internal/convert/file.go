@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -32,7 +33,7 @@ func openRaw(f *os.File) (Source, error) {
 		}
 		return FromRandom(&file{f: f, size: st.Size(), sparse: true}), nil
 	case mode.IsDir():
-		return nil, fmt.Errorf("%w: a directory", ErrFormat)
+		return nil, fmt.Errorf("%w: %w", ErrFormat, syscall.EISDIR)
 	case mode&os.ModeDevice != 0 && mode&os.ModeCharDevice == 0:
 		size, err := f.Seek(0, io.SeekEnd)
 		if err != nil {

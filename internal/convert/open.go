@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"syscall"
 )
 
 // Format is how an image is stored.
@@ -61,7 +62,7 @@ func Open(ctx context.Context, f *os.File, o Options) (src Source, err error) {
 		return nil, err
 	}
 	if st.IsDir() {
-		return nil, fmt.Errorf("%w: a directory", ErrFormat)
+		return nil, fmt.Errorf("%w: %w", ErrFormat, syscall.EISDIR)
 	}
 	head := make([]byte, 1024)
 	n, seekable, err := peek(f, head)

@@ -131,7 +131,7 @@ func (v *Volume) checkpointOne(ctx context.Context, state frozenState, clean boo
 	began := time.Now()
 	c := &checkpoint{v: v, state: state, ch: v.newChanges(), clean: clean}
 	if err := c.run(ctx); err != nil {
-		return fmt.Errorf("checkpoint of volume %s: %w", v.name, err)
+		return fmt.Errorf("checkpoint of volume %s: %w", v.name, mapDamage(err))
 	}
 	v.stats.checkpoints.Add(1)
 	v.log.Debug("checkpoint", "volume", v.name, "seq", state.at.Seq, "nodes", c.stats.Written, "took", time.Since(began))

@@ -31,10 +31,12 @@ func (s *Store) allow(size int64) error {
 		return err
 	}
 	if free < size+s.limits.logReserve {
-		return fmt.Errorf("%d bytes are free: %w", free, syscall.ENOSPC)
+		return fmt.Errorf("the disk has %s free, of which %s are kept for the index: %w", mebibytes(free), mebibytes(s.limits.logReserve), syscall.ENOSPC)
 	}
 	return nil
 }
+
+func mebibytes(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
 
 // needIndexSpace returns ENOSPC if the index cannot be opened: Badger writes
 // into new mapped files as it opens, and a full disk would be a fatal SIGBUS.
