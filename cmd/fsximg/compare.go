@@ -135,6 +135,9 @@ func (s *comparands) open(ctx context.Context, name string) (convert.Source, err
 	if err != nil {
 		return nil, err
 	}
+	if exists, err := pathExists(ref.Store); err == nil && !exists {
+		return nil, cliutil.Errorf(cliutil.ErrNotFound, "no such file or store")
+	}
 	st, err := s.store(ctx, ref.Store)
 	if err != nil {
 		return nil, err

@@ -101,12 +101,16 @@ func unshown(path string, keys *cliutil.NewKeys, err error) error {
 func newStore(env *cliutil.Env, c *cli.Context, path string, size int64, keys *cliutil.NewKeys) (*volume.Store, error) {
 	mode, err := crypt.ParseMode(c.String("cipher"))
 	if err != nil {
-		return nil, cliutil.Errorf(cliutil.ErrUsage, "--cipher: %v", err)
+		return nil, cliutil.WithHint(cliutil.Errorf(cliutil.ErrUsage, "--cipher: %v", err),
+			"use %v, %v or %v", crypt.AES256GCM, crypt.ChaCha20Poly1305, crypt.AES256XTS)
 	}
 	st, err := volume.Create(path, volume.CreateOptions{
 		Options: volume.Options{Program: env.Program, Log: env.Log},
 		Size:    size, Mode: mode, KDF: keys.KDF, Secrets: keys.Secrets,
 	})
+	if errors.Is(err, crypt.ErrKDF) {
+		err = cliutil.WithHint(err, "--kdf-memory 19M to 1G, --kdf-time 2 to 16, and no more than 4G in all passes")
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -96,6 +96,21 @@ func (x *exports) List() (out []nbdsrv.ExportInfo) {
 	return out
 }
 
+// told are the exports whose URIs are told: with one store the default one, whose
+// name is empty, and otherwise all, since none is the default.
+func (x *exports) told() (names []string) {
+	switch {
+	case len(x.only) == 1 && x.only[0] != cliutil.DefaultVolume:
+		return x.only
+	case len(x.stores) == 1:
+		return []string{""}
+	}
+	for _, e := range x.List() {
+		names = append(names, e.Name)
+	}
+	return names
+}
+
 // Open implements nbdsrv.Exports. A volume stays open until the server ends.
 func (x *exports) Open(name string) (nbdsrv.Export, func(), error) {
 	s, vol, ok := x.split(name)

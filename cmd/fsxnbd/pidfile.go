@@ -28,10 +28,25 @@ func checkPIDFile(file string) error {
 	if err != nil {
 		return fmt.Errorf("--pid-file: %w", err)
 	}
-	if _, ok := readPID(file); !ok || !st.Mode().IsRegular() {
+	pid, ok := readPID(file)
+	if ok && pid != os.Getpid() && isServer(pid) {
+		return cliutil.WithHint(cliutil.Errorf(cliutil.ErrInUse, "--pid-file: %s is of a server that runs, pid %d", file, pid), "name another file")
+	}
+	if !ok || !st.Mode().IsRegular() {
 		return cliutil.WithHint(cliutil.UsageErrorf("--pid-file: %s exists and is no pid file", file), "it would be overwritten; name another file")
 	}
 	return nil
+}
+
+// isServer says whether a process runs this program. Another one may have got
+// the number of a server that is gone.
+func isServer(pid int) bool {
+	theirs, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil {
+		return false
+	}
+	ours, err := os.ReadFile("/proc/self/comm")
+	return err == nil && string(theirs) == string(ours)
 }
 
 // readPID is the process id in a pid file: a number and a newline.

@@ -61,6 +61,7 @@ func runServe(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 	if err := checkPIDFile(c.String("pid-file")); err != nil {
 		return err
 	}
+	defer removePID(c.String("pid-file")) // when the stores are closed
 	x, err := openStores(ctx, env, c)
 	if err != nil {
 		return err
@@ -217,17 +218,16 @@ func serve(ctx context.Context, env *cliutil.Env, c *cli.Context, x *exports, li
 
 // whileServing tells that the server is ready, and waits until it is to end.
 func whileServing(ctx, serving context.Context, env *cliutil.Env, c *cli.Context, x *exports, listeners []net.Listener) error {
-	export := ""
-	if len(x.only) == 1 && x.only[0] != cliutil.DefaultVolume {
-		export = x.only[0]
-	}
+	names := x.told()
 	script := c.String("run")
 	for _, l := range listeners {
-		if script != "" {
-			break
-		}
-		if _, err := fmt.Fprintln(env.Stdout, uri(l, export)); err != nil {
-			return fmt.Errorf("write uri: %w", err)
+		for _, name := range names {
+			if script != "" {
+				break
+			}
+			if _, err := fmt.Fprintln(env.Stdout, uri(l, name)); err != nil {
+				return fmt.Errorf("write uri: %w", err)
+			}
 		}
 	}
 	// Whoever waits for this file finds all of the above, and the file whole.
@@ -235,10 +235,9 @@ func whileServing(ctx, serving context.Context, env *cliutil.Env, c *cli.Context
 		if err := writePID(file); err != nil {
 			return fmt.Errorf("write pid file: %w", err)
 		}
-		defer removePID(file)
 	}
 	if script != "" {
-		return runCommand(ctx, listeners[0], uri(listeners[0], export), export, script)
+		return runCommand(ctx, listeners[0], uri(listeners[0], names[0]), names[0], script)
 	}
 	if isDaemon() {
 		if err := detach(x.stores[0].st.UUID().String()); err != nil {

@@ -91,6 +91,9 @@ func (e *Env) readPassphrase(path string) ([]crypt.Secret, error) {
 		return nil, err
 	}
 	defer clear(b)
+	if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() && st.Mode().Perm()&0o077 != 0 {
+		e.Warn("others may read the passphrase in %s (mode %#o): chmod 600 %s", path, st.Mode().Perm(), path)
+	}
 	return passphraseSecret(bytes.TrimSuffix(b, []byte("\n")), "it")
 }
 

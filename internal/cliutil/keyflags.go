@@ -26,7 +26,7 @@ func CreateKeyFlags() []cli.Flag {
 		&cli.StringFlag{Name: "recovery-key-out", Usage: "add a slot for a new recovery key and write it to the new `FILE`"},
 		&cli.BoolFlag{Name: "clear-key", Usage: "add a slot that anyone can open"},
 		&cli.StringFlag{Name: "kdf-memory", Usage: "memory of the passphrase derivation, `SIZE` (default 64M)"},
-		&cli.UintFlag{Name: "kdf-time", Usage: "passes of the passphrase derivation (default 3)"})
+		&cli.UintFlag{Name: "kdf-time", Usage: "passes of the passphrase derivation", DefaultText: "3"})
 }
 
 // NewKeys is what CreateKeyFlags ask for.

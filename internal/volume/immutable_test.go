@@ -97,40 +97,33 @@ func TestKeyringAreas(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s.fsx")
 	closeStore(t, create(t, path, tamperSize))
 	d, err := store.Open(vfs.OS(), path, "test", false)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer d.Close(true)
-	body, gen, err := d.ReadKeyring()
-	if err != nil || gen != 1 {
-		t.Fatal(gen, err)
+	expect := func(want uint64, when string) {
+		t.Helper()
+		_, gen, err := d.ReadKeyring()
+		if gen != want || (err == nil) != (want != 0) {
+			t.Errorf("%s: generation %d, want %d, %v", when, gen, want, err)
+		}
 	}
+	expect(2, "new")
+	body, _, err := d.ReadKeyring()
+	must(t, err)
 	name := filepath.Join(path, "keyring")
 	const area1 = 16 << 20
 	whole, err := os.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
+	must(t, err)
+	for _, area := range []int64{0, area1} {
+		undo := flip(t, name, area+100, 3)
+		expect(map[int64]uint64{0: 1, area1: 2}[area], "a bad byte in one area")
+		undo()
 	}
-	area := whole[area1:]
-	// generation 1 in area 0 is at the wrong place
-	if err := os.WriteFile(name, area, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, _, err := d.ReadKeyring(); err == nil {
-		t.Error("generation 1 in area 0 is accepted")
-	}
-	if err := os.WriteFile(name, whole, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := d.WriteKeyring(body, 2); err != nil {
-		t.Fatal(err)
-	}
-	if _, gen, err := d.ReadKeyring(); err != nil || gen != 2 {
-		t.Errorf("generation %d, %v", gen, err)
-	}
-	undo := flip(t, name, 25, 0) // a byte that is to be zero
-	if _, gen, err := d.ReadKeyring(); err != nil || gen != 1 {
-		t.Errorf("with a byte set that is to be zero: generation %d, %v", gen, err)
-	}
+	must(t, os.WriteFile(name, whole[area1:], 0o600))
+	expect(0, "generation 1 in area 0")
+	must(t, os.WriteFile(name, whole, 0o600))
+	must(t, d.WriteKeyring(body, 3))
+	expect(3, "written")
+	undo := flip(t, name, area1+25, 0)
+	expect(2, "with a byte set that is to be zero")
 	undo()
 }

@@ -212,7 +212,9 @@ func (s *Store) makeKeys(o *CreateOptions) (*layout.Head, error) {
 	h.SlotsDigest = ring.SlotsDigest(vk.ID())
 	digest, _ := ring.BagDigest(crypt.UUID(h.UUID))
 	h.BagDigest = digest
-	return h, s.dir.WriteKeyring(ring.Encode(), 1)
+	// Both areas, so that one byte that goes bad takes no key away.
+	body := ring.Encode()
+	return h, errors.Join(s.dir.WriteKeyring(body, 1), s.dir.WriteKeyring(body, 2))
 }
 
 func (s *Store) writeFirstHead(h *layout.Head) error {
