@@ -89,16 +89,26 @@ func (v *Volume) checkpoint(ctx context.Context) error {
 // because of a snapshot or of a checkpoint that failed, then the rest. With
 // clean the head says that the log ends there.
 func (v *Volume) checkpointLocked(ctx context.Context, clean bool) error {
-	if err := v.catchUpLocked(ctx); err != nil {
+	if err := v.catchUpLocked(ctx, 0); err != nil {
 		return err
 	}
 	state, err := v.takeOverlay()
 	if err != nil {
 		return err
 	}
+	end := layout.Seq(0)
+	if clean {
+		end = state.at.Seq
+	}
 	// A snapshot may have frozen another one just before.
-	if err := v.catchUpLocked(ctx); err != nil || !clean {
+	if err := v.catchUpLocked(ctx, end); err != nil || !clean {
 		return err
+	}
+	v.mu.RLock()
+	done := v.head.Clean && v.head.Log == state.at
+	v.mu.RUnlock()
+	if done {
+		return nil
 	}
 	return v.checkpointOne(ctx, frozenState{at: state.at}, true)
 }
@@ -107,10 +117,12 @@ func (v *Volume) checkpointLocked(ctx context.Context, clean bool) error {
 func (v *Volume) catchUp(ctx context.Context) error {
 	v.upkeep.Lock()
 	defer v.upkeep.Unlock()
-	return v.catchUpLocked(ctx)
+	return v.catchUpLocked(ctx, 0)
 }
 
-func (v *Volume) catchUpLocked(ctx context.Context) error {
+// catchUpLocked is catchUp. The head of the checkpoint that ends at commit end
+// says that the log ends there; 0 is none.
+func (v *Volume) catchUpLocked(ctx context.Context, end layout.Seq) error {
 	for {
 		v.mu.RLock()
 		var s frozenState
@@ -121,7 +133,7 @@ func (v *Volume) catchUpLocked(ctx context.Context) error {
 		if s.frozen == nil {
 			return nil
 		}
-		if err := v.checkpointOne(ctx, s, false); err != nil {
+		if err := v.checkpointOne(ctx, s, end != 0 && s.at.Seq == end); err != nil {
 			return err
 		}
 	}

@@ -26,18 +26,20 @@ func (v *Volume) checkpointDueLocked() bool {
 	return v.overlay.weight() > l.overlay || v.logBytes > l.log || sequential && v.logBytes > l.cheapLog
 }
 
-// heldBackLocked is the size, in entries, of what waits behind the checkpoint
-// that is next or under way.
-func (v *Volume) heldBackLocked() int {
-	n := v.overlay.weight()
+// heldBackLocked is the size of what waits behind the checkpoint that is next or
+// under way.
+func (v *Volume) heldBackLocked() (entries int, log int64) {
+	entries, log = v.overlay.weight(), v.logBytes
 	for i := 1; i < len(v.waiting); i++ {
-		n += v.waiting[i].weight()
+		entries += v.waiting[i].weight()
+		log += v.waiting[i].log
 	}
-	return n
+	return entries, log
 }
 
 // throttledLocked says that writers must wait for a checkpoint.
 func (v *Volume) throttledLocked() bool {
 	l := &v.store.limits
-	return v.heldBackLocked() > 2*l.overlay || v.logBytes > 2*l.log
+	entries, log := v.heldBackLocked()
+	return entries > 2*l.overlay || log > 2*l.log
 }

@@ -70,6 +70,7 @@ func (l *logger) run() {
 		if err := l.step(timed || stopped); err != nil {
 			v.mu.Lock()
 			v.poisonLocked(err)
+			v.failControlsLocked(err)
 			if v.freeze != nil {
 				v.freeze <- frozenState{err: err}
 				v.freeze = nil
@@ -92,8 +93,7 @@ func (l *logger) end() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.logEnded = true
-	failControls(v.controls, ErrClosed)
-	v.controls = nil
+	v.failControlsLocked(ErrClosed)
 	if v.freeze != nil {
 		v.freeze <- frozenState{err: ErrClosed}
 		v.freeze = nil
@@ -107,8 +107,7 @@ func (l *logger) step(force bool) error {
 	v.mu.Lock()
 	if v.failed != nil {
 		defer v.mu.Unlock()
-		failControls(v.controls, v.failed)
-		v.controls = nil
+		v.failControlsLocked(v.failed)
 		if v.freeze != nil {
 			v.freeze <- frozenState{err: v.failed}
 			v.freeze = nil
@@ -116,30 +115,26 @@ func (l *logger) step(force bool) error {
 		v.changed.Broadcast()
 		return nil
 	}
-	ticket, freeze, retry, leave, controls := v.flushSeq, v.freeze, v.retry, v.leave, v.controls
-	v.retry, v.leave, v.controls = false, false, nil
-	commit := force || leave || freeze != nil || ticket != v.flushed || len(controls) > 0
+	ticket, freeze, retry, leave, controls := v.flushSeq, v.freeze, v.retry, v.leave, len(v.controls)
+	v.retry, v.leave = false, false
+	commit := force || leave || freeze != nil || ticket != v.flushed || controls > 0
 	v.mu.Unlock()
 
 	if err := l.sealFrozen(commit || retry); err != nil {
-		failControls(controls, err)
 		return err
 	}
 	if retry {
 		if err := l.ready(); err != nil {
-			failControls(controls, err)
 			return err
 		}
 	}
 	if leave {
 		if err := l.leaveSegment(); err != nil {
-			failControls(controls, err)
 			return err
 		}
 	}
-	for i, c := range controls {
-		if err := l.control(c); err != nil {
-			failControls(controls[i:], err)
+	for range controls {
+		if err := l.control(); err != nil {
 			return err
 		}
 	}
@@ -182,7 +177,7 @@ func (l *logger) handOverLocked(to chan<- frozenState) {
 // for their checkpoints.
 func (l *logger) freezeLocked(snap *layout.Snapshot) {
 	v := l.v
-	v.waiting = append(v.waiting, &frozenOverlay{v.overlay, l.w.Tail(), snap})
+	v.waiting = append(v.waiting, &frozenOverlay{v.overlay, l.w.Tail(), snap, v.logBytes})
 	v.overlay = newOverlay()
 	v.logBytes = 0
 }

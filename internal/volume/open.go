@@ -205,7 +205,7 @@ func (v *Volume) replay(r *layout.Record) error {
 			continue
 		case layout.OpSnapshot:
 			at := layout.Position{Segment: r.Segment, Block: r.Block, End: r.End(), Seq: r.Seq, MAC: r.MAC}
-			v.waiting = append(v.waiting, &frozenOverlay{v.overlay, at, snapshotOf(op, r.Seq, v.size)})
+			v.waiting = append(v.waiting, &frozenOverlay{v.overlay, at, snapshotOf(op, r.Seq, v.size), 0})
 			v.overlay = newOverlay()
 			continue
 		}

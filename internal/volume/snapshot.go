@@ -1,10 +1,12 @@
 package volume
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/fsximg/fsx/pkg/layout"
@@ -52,15 +54,23 @@ func snapshotOf(op *layout.Op, seq layout.Seq, size int64) *layout.Snapshot {
 	return &layout.Snapshot{Seq: seq, Name: op.Name, Created: time.Unix(op.Created, 0).UTC(), Size: uint64(size)}
 }
 
-// control is a change of the volume's state on its way into the log.
+// control is a change of the volume's state on its way into the log. It stays in
+// Volume.controls until what it changes can be seen, so that the next one is
+// checked against it.
 type control struct {
 	op   layout.Op
 	done chan error // takes one; nil says that it is durable
 }
 
-func failControls(l []*control, err error) {
-	for _, c := range l {
-		c.done <- err
+// answerLocked tells the oldest control how it ended.
+func (v *Volume) answerLocked(err error) {
+	v.controls[0].done <- err
+	v.controls = slices.Delete(v.controls, 0, 1)
+}
+
+func (v *Volume) failControlsLocked(err error) {
+	for len(v.controls) > 0 {
+		v.answerLocked(err)
 	}
 }
 
@@ -68,46 +78,45 @@ func failControls(l []*control, err error) {
 // operation: it is then left with what a flush and a switch of segments need.
 const controlRoom = 16
 
-// control logs one change of state, behind everything that was written before
-// it. An error is of the log itself; what else keeps the change from being made
-// is told to the one who asked for it.
-func (l *logger) control(c *control) error {
+// control logs the oldest change of state that waits, behind everything that was
+// written before it. An error is of the log itself; what else keeps the change
+// from being made is told to the one who asked for it.
+func (l *logger) control() error {
+	v := l.v
 	if err := l.ready(); err != nil {
 		return err
 	}
+	v.mu.Lock()
+	op := v.controls[0].op
 	if !l.w.Begun() || l.w.Capacity() < controlRoom {
-		l.v.mu.RLock()
-		why := l.v.noSegment
-		l.v.mu.RUnlock()
-		if why == nil {
-			why = errors.New("no segment")
-		}
-		c.done <- fmt.Errorf("no space for the log: %w", why)
+		v.answerLocked(fmt.Errorf("no space for the log: %w", cmp.Or[error](v.noSegment, syscall.ENOSPC)))
+		v.mu.Unlock()
 		return nil
 	}
-	if !l.w.RoomForControl(&c.op) {
+	v.mu.Unlock()
+	if !l.w.RoomForControl(&op) {
 		if err := l.commit(); err != nil {
 			return err
 		}
 	}
-	l.w.AppendControl(c.op)
+	l.w.AppendControl(op)
 	if err := l.commit(); err != nil {
 		return err
 	}
-	l.v.mu.Lock()
-	defer l.v.mu.Unlock()
-	switch c.op.Code {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	switch op.Code {
 	case layout.OpSnapshot:
-		l.freezeLocked(snapshotOf(&c.op, l.w.Tail().Seq, l.v.size))
+		l.freezeLocked(snapshotOf(&op, l.w.Tail().Seq, v.size))
 	case layout.OpDeleteSnapshot:
-		l.v.overlay.deletes = append(l.v.overlay.deletes, c.op.Snapshot)
+		v.overlay.deletes = append(v.overlay.deletes, op.Snapshot)
 	}
-	c.done <- nil
+	v.answerLocked(nil)
 	return nil
 }
 
-// change has the log's goroutine make a change of state. check is called under
-// mu, where nothing can come between it and the change; it may be called again.
+// change has the log's goroutine make a change of state. check says under mu
+// which, or why not: it sees all changes that were asked for before.
 func (v *Volume) change(ctx context.Context, check func() (layout.Op, error)) error {
 	if !v.calls.enter() {
 		return ErrClosed
@@ -118,11 +127,14 @@ func (v *Volume) change(ctx context.Context, check func() (layout.Op, error)) er
 		v.kickUpkeep()
 		v.changed.Wait()
 	}
-	if err := errors.Join(v.writableLocked(), ctx.Err()); err != nil {
-		v.mu.Unlock()
-		return err
+	err := errors.Join(v.writableLocked(), ctx.Err())
+	if err == nil && len(v.waiting) >= maxWaiting {
+		err = fmt.Errorf("volume %s: snapshots wait for a checkpoint, which fails: %w", v.name, v.upkeepErr)
 	}
-	op, err := check()
+	var op layout.Op
+	if err == nil {
+		op, err = check()
+	}
 	if err != nil {
 		v.mu.Unlock()
 		return err
@@ -268,6 +280,9 @@ func (v *Volume) Snapshot(name string) (*Snapshot, error) {
 	}
 	return d, nil
 }
+
+// Info describes it.
+func (s *Snapshot) Info() SnapshotInfo { return s.info }
 
 // Name is VOLUME@SNAPSHOT.
 func (s *Snapshot) Name() string { return s.v.name + "@" + s.info.Name }

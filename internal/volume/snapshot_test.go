@@ -282,6 +282,42 @@ func oneMoment(t *testing.T, d *volume.Snapshot, first, blocks, floor, ceil int6
 	}
 }
 
+// TestSnapshotRace has goroutines make and delete snapshots of the same names at
+// the same time: of those that meet, one succeeds.
+func TestSnapshotRace(t *testing.T) {
+	s := createBusy(t, filepath.Join(fastDir(t), "s.fsx"), 4<<20, busy)
+	v := mainVolume(t, s)
+	each := func(want error, change func(ctx context.Context, name string) error, name string) {
+		t.Helper()
+		var wg sync.WaitGroup
+		var done atomic.Int64
+		for range 8 {
+			wg.Add(1)
+			go func() {
+				defer wg.Done()
+				if err := change(ctx0, name); err == nil {
+					done.Add(1)
+				} else if !errors.Is(err, want) {
+					t.Error(err)
+				}
+			}()
+		}
+		wg.Wait()
+		if done.Load() != 1 {
+			t.Errorf("%s: %d succeeded", name, done.Load())
+		}
+	}
+	for i := range 40 {
+		name := fmt.Sprint("s", i)
+		put(t, v, int64(i), i)
+		each(volume.ErrExists, v.CreateSnapshot, name)
+		each(volume.ErrNoSnapshot, v.DeleteSnapshot, name)
+	}
+	must(t, v.Checkpoint(ctx0))
+	checkClean(t, s)
+	closeStore(t, s)
+}
+
 func TestSnapshotNames(t *testing.T) {
 	s := create(t, filepath.Join(t.TempDir(), "s.fsx"), 1<<20)
 	v := mainVolume(t, s)

@@ -95,6 +95,7 @@ type frozenOverlay struct {
 	*overlay
 	at   layout.Position
 	snap *layout.Snapshot // without its root
+	log  int64            // bytes of log that it is the content of
 }
 
 // layersLocked calls fn with the overlays that the volume's present state is
