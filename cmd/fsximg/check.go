@@ -57,7 +57,7 @@ func runCheck(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 	}
 	defer closeStore(st, &err)
 	res := checkResult{Header: cliutil.NewHeader("fsximg.check"), Store: path, Volumes: []checkedVolume{}, Problems: []problemResult{}}
-	openVolumes(st, &res)
+	unlockVolumes(st, &res)
 	volumes, err := st.Volumes()
 	if err != nil {
 		return err
@@ -82,9 +82,9 @@ func runCheck(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 	return err
 }
 
-// openVolumes opens every volume whose key is there, so that its tags are
+// unlockVolumes opens every volume whose key is there, so that its tags are
 // checked. One that cannot be opened is a problem; the others go on.
-func openVolumes(st *volume.Store, res *checkResult) {
+func unlockVolumes(st *volume.Store, res *checkResult) {
 	for _, name := range st.Names() {
 		_, err := st.Volume(name)
 		if err != nil && !errors.Is(err, volume.ErrKeyMissing) {

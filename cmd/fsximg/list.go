@@ -32,16 +32,11 @@ func runList(_ context.Context, env *cliutil.Env, c *cli.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	st, err := env.OpenStore(path, forReading)
+	st, volumes, err := openVolumes(env, path)
 	if err != nil {
 		return err
 	}
 	defer closeStore(st, &err)
-	volumes, err := st.Volumes()
-	if err != nil {
-		return err
-	}
-	noteReplay(env, volumes)
 	res := listResult{cliutil.NewHeader("fsximg.list"), path, describeVolumes(volumes)}
 	switch {
 	case c.Bool("json"):

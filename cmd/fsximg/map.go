@@ -42,17 +42,12 @@ func runMap(_ context.Context, env *cliutil.Env, c *cli.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	st, err := env.OpenStore(ref.Store, forReading)
+	st, volumes, err := openVolumes(env, ref.Store)
 	if err != nil {
 		return err
 	}
 	defer closeStore(st, &err)
-	volumes, err := st.Volumes()
-	if err != nil {
-		return err
-	}
 	depth, size := depths(volumes, ref)
-	noteReplay(env, volumes)
 	w := bufio.NewWriter(env.Stdout)
 	var out runWriter = &tableRuns{w: w}
 	if c.Bool("json") {

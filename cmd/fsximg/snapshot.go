@@ -96,15 +96,6 @@ func openForSnapshot(ctx context.Context, env *cliutil.Env, c *cli.Context) (ref
 	return ref, st, v, err
 }
 
-func findSnapshot(v *volume.Volume, name string) (volume.SnapshotInfo, bool) {
-	for _, s := range v.Snapshots() {
-		if s.Name == name {
-			return s, true
-		}
-	}
-	return volume.SnapshotInfo{}, false
-}
-
 func runSnapshotCreate(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) {
 	ref, st, v, err := openForSnapshot(ctx, env, c)
 	if err != nil {
@@ -117,8 +108,11 @@ func runSnapshotCreate(ctx context.Context, env *cliutil.Env, c *cli.Context) (e
 		}
 		return err
 	}
-	s, _ := findSnapshot(v, ref.Snapshot)
-	return reportSnapshot(env, c, "fsximg.snapshot.create", ref, s, "created")
+	s, err := v.Snapshot(ref.Snapshot)
+	if err != nil {
+		return err
+	}
+	return reportSnapshot(env, c, "fsximg.snapshot.create", ref, s.Info(), "created")
 }
 
 func reportSnapshot(env *cliutil.Env, c *cli.Context, schema string, ref cliutil.Ref, s volume.SnapshotInfo, what string) error {
@@ -135,17 +129,17 @@ func runSnapshotDelete(ctx context.Context, env *cliutil.Env, c *cli.Context) (e
 		return err
 	}
 	defer closeStore(st, &err)
-	s, ok := findSnapshot(v, ref.Snapshot)
-	if !ok {
-		return fmt.Errorf("%w: %s", volume.ErrNoSnapshot, ref.Snapshot)
+	s, err := v.Snapshot(ref.Snapshot)
+	if err != nil {
+		return err
 	}
-	if err := env.Confirm(ctx, c.Bool("force"), "snapshot %s@%s would be deleted", ref.VolumeOrDefault(), s.Name); err != nil {
+	if err := env.Confirm(ctx, c.Bool("force"), "snapshot %s would be deleted", s.Name()); err != nil {
 		return err
 	}
 	if err := v.DeleteSnapshot(ctx, ref.Snapshot); err != nil {
 		return err
 	}
-	return reportSnapshot(env, c, "fsximg.snapshot.delete", ref, s, "deleted")
+	return reportSnapshot(env, c, "fsximg.snapshot.delete", ref, s.Info(), "deleted")
 }
 
 func runSnapshotList(_ context.Context, env *cliutil.Env, c *cli.Context) (err error) {
@@ -156,16 +150,11 @@ func runSnapshotList(_ context.Context, env *cliutil.Env, c *cli.Context) (err e
 	if ref.Snapshot != "" {
 		return cliutil.UsageErrorf("%s: this command takes a store or a volume, not a snapshot", ref)
 	}
-	st, err := env.OpenStore(ref.Store, forReading)
+	st, volumes, err := openVolumes(env, ref.Store)
 	if err != nil {
 		return err
 	}
 	defer closeStore(st, &err)
-	volumes, err := st.Volumes()
-	if err != nil {
-		return err
-	}
-	noteReplay(env, volumes)
 	res := snapshotListResult{Header: cliutil.NewHeader("fsximg.snapshot.list"), Store: ref.Store, Volumes: []snapshotsResult{}}
 	for _, v := range volumes {
 		if ref.Volume == "" || v.Name == ref.Volume {

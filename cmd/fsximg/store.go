@@ -80,6 +80,22 @@ func openVolume(st *volume.Store, ref cliutil.Ref) (*volume.Volume, error) {
 	return st.Volume(ref.VolumeOrDefault())
 }
 
+// openVolumes opens a store for a command that needs no key, and describes its
+// volumes.
+func openVolumes(env *cliutil.Env, path string) (*volume.Store, []volume.VolumeInfo, error) {
+	st, err := env.OpenStore(path, forReading)
+	if err != nil {
+		return nil, nil, err
+	}
+	volumes, err := st.Volumes()
+	if err != nil {
+		st.Close()
+		return nil, nil, err
+	}
+	noteReplay(env, volumes)
+	return st, volumes, nil
+}
+
 // noteReplay says that a store was not closed, and what that means for what is
 // shown of it.
 func noteReplay(env *cliutil.Env, volumes []volume.VolumeInfo) (needed bool) {

@@ -17,6 +17,8 @@ type served struct {
 	path string
 	base string // its name in exports
 	st   *volume.Store
+
+	opened map[string]*volume.Volume // by name; it does not change while clients come
 }
 
 // exports are the volumes of all stores. With one store an export is called
@@ -29,20 +31,35 @@ type exports struct {
 	log      *slog.Logger
 }
 
-// names are the volumes and the snapshots of a store. Those of volumes that
-// cannot be opened are left out.
+// names are the volumes of a store and the snapshots of those that are open.
 func (s *served) names() (l []string) {
 	for _, name := range s.st.Names() {
 		l = append(l, name)
-		v, err := s.st.Volume(name)
-		if err != nil {
-			continue
-		}
-		for _, snap := range v.Snapshots() {
-			l = append(l, name+"@"+snap.Name)
+		if v := s.opened[name]; v != nil {
+			for _, snap := range v.Snapshots() {
+				l = append(l, name+"@"+snap.Name)
+			}
 		}
 	}
 	return l
+}
+
+// openVolumes opens those volumes of which something may be exported, so that
+// their snapshots are known. Why one cannot be opened is told by who asks for it.
+func (x *exports) openVolumes() {
+	for _, s := range x.stores {
+		s.opened = map[string]*volume.Volume{}
+		for _, name := range s.st.Names() {
+			export := x.name(s, name)
+			wanted := func(only string) bool { return only == export || strings.HasPrefix(only, export+"@") }
+			if len(x.only) > 0 && !slices.ContainsFunc(x.only, wanted) {
+				continue
+			}
+			if v, err := s.st.Volume(name); err == nil {
+				s.opened[name] = v
+			}
+		}
+	}
 }
 
 // open opens a volume or a snapshot.
@@ -135,6 +152,7 @@ func (x *exports) Open(name string) (nbdsrv.Export, func(), error) {
 // check opens one volume of each store, which recovers it, and says why none
 // of any store can be served. With all, every volume must open.
 func (x *exports) check(env *cliutil.Env, all bool) error {
+	x.openVolumes()
 	opened := 0
 	var first error
 	for _, e := range x.List() {

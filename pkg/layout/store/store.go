@@ -162,7 +162,7 @@ func isForbidden(err error) bool {
 
 // Is says whether a folder has what begins like a superblock. It takes no lock.
 func Is(path string) bool {
-	f, err := os.Open(filepath.Join(path, superblockName))
+	f, err := os.OpenFile(filepath.Join(path, superblockName), os.O_RDONLY|syscall.O_NONBLOCK, 0) // it may be a FIFO
 	if err != nil {
 		return false
 	}
