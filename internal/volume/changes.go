@@ -12,22 +12,22 @@ type overlayChanges struct {
 	points []entry
 	zeros  zeroRanges
 	pos    layout.BlockNo // the current range is done up to here
+	blocks layout.BlockNo // the volume's size: behind it there is nothing to change
 }
 
-func newOverlayChanges(id layout.VolumeID, o *overlay) *overlayChanges {
-	return &overlayChanges{volume: id, points: o.sorted(), zeros: o.zeros}
+func newOverlayChanges(id layout.VolumeID, o *overlay, blocks uint64) *overlayChanges {
+	return &overlayChanges{volume: id, points: o.sorted(), zeros: o.zeros, blocks: layout.BlockNo(blocks)}
 }
 
 // Next is maptree.Iterator's.
 func (c *overlayChanges) Next(ch *maptree.Change) (bool, error) {
 	for len(c.zeros) > 0 {
 		z := &c.zeros[0]
-		start := max(z.start, c.pos)
-		if start >= z.end {
+		start, end := max(z.start, c.pos), min(z.end, c.blocks)
+		if start >= end {
 			c.zeros = c.zeros[1:]
 			continue
 		}
-		end := z.end
 		if len(c.points) > 0 {
 			p := layout.BlockNo(c.points[0].home - 1)
 			if p <= start {
@@ -39,7 +39,7 @@ func (c *overlayChanges) Next(ch *maptree.Change) (bool, error) {
 		c.pos = end
 		return true, nil
 	}
-	if len(c.points) == 0 {
+	if len(c.points) == 0 || layout.BlockNo(c.points[0].home-1) >= c.blocks {
 		return false, nil
 	}
 	e := &c.points[0]

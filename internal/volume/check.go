@@ -96,6 +96,9 @@ func (s *Store) Check(ctx context.Context, o CheckOptions) (*Report, error) {
 	heads := make([]layout.Head, 0, len(s.heads))
 	open := map[layout.VolumeID]*Volume{}
 	for id, h := range s.heads {
+		if s.fates[id] != 0 {
+			h.Name += " (deleted)"
+		}
 		heads = append(heads, h)
 		if v := s.volumes[id]; v != nil {
 			open[id] = v
@@ -121,7 +124,7 @@ func (c *checker) strayVolumes(heads []layout.Head) error {
 	for _, h := range heads {
 		known[h.UUID] = true
 	}
-	for _, b := range c.s.keyring.Bags() {
+	for _, b := range c.s.Keyring().Bags() {
 		if !known[layout.UUID(b.Volume)] {
 			c.problem(Problem{Volume: layout.UUID(b.Volume).String(), Offset: -1, Text: "the keyring knows this volume, but the index has no head for it"})
 		}
@@ -309,10 +312,10 @@ func (c *checker) tags(ctx context.Context, v *Volume, total int64) (verified ui
 	buf := make([]byte, checkChunk, checkChunk+slack)
 	done := int64(0)
 	var runs []Run
-	for off := int64(0); off < v.size; {
+	for off := int64(0); off < v.Size(); {
 		runs = runs[:0]
-		next := v.size
-		err := v.Status(off, min(v.size-off, 1<<36), func(n int64, _, zero bool) bool {
+		next := v.Size()
+		err := v.Status(off, min(v.Size()-off, 1<<36), func(n int64, _, zero bool) bool {
 			if !zero {
 				runs = append(runs, Run{Start: off, Length: n})
 			}
@@ -375,7 +378,7 @@ func (c *checker) blockByBlock(v *Volume, buf []byte, off, n int64) (verified ui
 		if errors.As(err, &be) {
 			text = be.Err.Error()
 		}
-		c.problem(Problem{v.name, off, m, text})
+		c.problem(Problem{v.Name(), off, m, text})
 	}
 	return verified
 }

@@ -31,6 +31,12 @@ func (v *Volume) maintain() {
 		due, waiting := v.checkpointDueLocked(), len(v.waiting) > 0
 		v.mu.RUnlock()
 		var err error
+		if !waiting && v.sweepDue.Swap(false) {
+			if err := v.sweep(context.Background()); err != nil {
+				v.log.Warn("space of deleted snapshots stays allocated", "volume", v.Name(), "err", err)
+			}
+			due = true
+		}
 		switch {
 		case due:
 			err = v.checkpoint(context.Background())
@@ -53,7 +59,7 @@ func (v *Volume) maintain() {
 		v.changed.Broadcast()
 		v.mu.Unlock()
 		if err != nil {
-			v.log.Error("checkpoint failed; the log keeps everything", "volume", v.name, "err", err)
+			v.log.Error("checkpoint failed; the log keeps everything", "volume", v.Name(), "err", err)
 			select {
 			case <-time.After(time.Second):
 			case <-v.stop:
@@ -64,7 +70,7 @@ func (v *Volume) maintain() {
 		}
 		// The next checkpoint is followed by another attempt.
 		if err := v.compactSome(context.Background(), false); err != nil {
-			v.log.Error("compaction failed; nothing is lost", "volume", v.name, "err", err)
+			v.log.Error("compaction failed; nothing is lost", "volume", v.Name(), "err", err)
 		}
 	}
 }
@@ -143,10 +149,10 @@ func (v *Volume) checkpointOne(ctx context.Context, state frozenState, clean boo
 	began := time.Now()
 	c := &checkpoint{v: v, state: state, ch: v.newChanges(), clean: clean}
 	if err := c.run(ctx); err != nil {
-		return fmt.Errorf("checkpoint of volume %s: %w", v.name, mapDamage(err))
+		return fmt.Errorf("checkpoint of volume %s: %w", v.Name(), mapDamage(err))
 	}
 	v.stats.checkpoints.Add(1)
-	v.log.Debug("checkpoint", "volume", v.name, "seq", state.at.Seq, "nodes", c.stats.Written, "took", time.Since(began))
+	v.log.Debug("checkpoint", "volume", v.Name(), "seq", state.at.Seq, "nodes", c.stats.Written, "took", time.Since(began))
 	return nil
 }
 
@@ -182,6 +188,7 @@ type checkpoint struct {
 	obsolete [][]byte
 	snaps    []layout.Snapshot // that there are afterwards
 	gone     []layout.Seq      // snapshots that were deleted
+	hidden   []layout.Seq      // snapshots that were deleted and stay for their clones
 }
 
 func (c *checkpoint) run(ctx context.Context) error {
@@ -193,8 +200,10 @@ func (c *checkpoint) run(ctx context.Context) error {
 	c.snaps = v.snaps
 	v.mu.RUnlock()
 
+	head.Size = uint64(v.Size())
 	if f := c.state.frozen; f != nil {
 		o := f.overlay
+		head.Size = uint64(f.size)
 		for no, u := range o.segs {
 			if err := c.ch.born(no, u); err != nil {
 				return err
@@ -202,8 +211,8 @@ func (c *checkpoint) run(ctx context.Context) error {
 		}
 		var err error
 		root, c.stats, err = v.store.tree.Update(ctx, maptree.UpdateOptions{
-			Volume: v.id, Epoch: head.MapEpoch, Kept: head.NewestSnapshot, Root: root, Blocks: v.blocks(), Obsolete: c.addObsolete,
-		}, newOverlayChanges(v.id, o), batch, c.dead)
+			Volume: v.id, Epoch: head.MapEpoch, Kept: head.NewestSnapshot, Root: root, Blocks: blocksOf(head.Size), Obsolete: c.addObsolete,
+		}, newOverlayChanges(v.id, o, blocksOf(head.Size)), batch, c.dead)
 		if err != nil {
 			return err
 		}
@@ -239,7 +248,7 @@ func (c *checkpoint) run(ctx context.Context) error {
 
 	head.Log = c.state.at
 	head.Root = root
-	head.Size = uint64(v.size)
+	head.MinSize = min(head.MinSize, head.Size)
 	head.NextSegment = layout.SegmentNo(v.nextSegment.Load())
 	head.Clean = c.clean
 	head.Epoch++
@@ -268,6 +277,15 @@ func (c *checkpoint) setHead(tx *metadb.Txn, head *layout.Head) error {
 			return err
 		}
 	}
+	for _, seq := range c.hidden {
+		i := slices.IndexFunc(c.snaps, func(s layout.Snapshot) bool { return s.Seq == seq })
+		if i < 0 {
+			continue
+		}
+		if err := tx.Set(layout.SnapshotKey(c.v.id, seq), c.snaps[i].Encode()); err != nil {
+			return err
+		}
+	}
 	for _, seq := range c.gone {
 		if err := tx.Delete(layout.SnapshotKey(c.v.id, seq)); err != nil {
 			return err
@@ -278,11 +296,17 @@ func (c *checkpoint) setHead(tx *metadb.Txn, head *layout.Head) error {
 
 // deleteSnapshot frees what only a snapshot has: what is neither in the one
 // before nor in the one behind it, or in the volume itself, whose root is
-// given.
+// given. A snapshot from which volumes start is hidden instead.
 func (c *checkpoint) deleteSnapshot(ctx context.Context, seq layout.Seq, root maptree.Root) error {
 	i := slices.IndexFunc(c.snaps, func(s layout.Snapshot) bool { return s.Seq == seq })
 	if i < 0 {
 		return fmt.Errorf("%w: snapshot %d, which the log deletes, is missing", ErrDamaged, seq)
+	}
+	if c.v.store.pinned(c.v.id, seq) {
+		c.snaps = slices.Clone(c.snaps)
+		c.snaps[i].Hidden = true
+		c.hidden = append(c.hidden, seq)
+		return nil
 	}
 	next := root
 	if i+1 < len(c.snaps) {
@@ -370,22 +394,27 @@ func (c *checkpoint) finish(root maptree.Root, head layout.Head) {
 // release frees what the durable head does not need.
 func (c *checkpoint) release() error {
 	v := c.v
-	if len(c.obsolete) > 0 {
-		batch := v.store.db.NewBatch()
-		defer batch.Cancel()
-		for _, key := range c.obsolete {
-			if err := batch.Delete(key); err != nil {
-				return err
-			}
-		}
-		if err := batch.Flush(); err != nil {
-			return err
-		}
+	if err := v.store.deleteKeys(c.obsolete); err != nil {
+		return err
 	}
 	if err := c.ch.punch(v.sealed); err != nil {
 		return err
 	}
 	return v.retireDead()
+}
+
+func (s *Store) deleteKeys(keys [][]byte) error {
+	if len(keys) == 0 {
+		return nil
+	}
+	batch := s.db.NewBatch()
+	defer batch.Cancel()
+	for _, key := range keys {
+		if err := batch.Delete(key); err != nil {
+			return err
+		}
+	}
+	return batch.Flush()
 }
 
 // sealed says that the log will not write to a segment any more and does not

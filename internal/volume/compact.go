@@ -22,7 +22,7 @@ func (v *Volume) compactSome(ctx context.Context, all bool) error {
 
 func (v *Volume) compactLocked(ctx context.Context, all bool) error {
 	if err := v.finishMoves(); err != nil {
-		return fmt.Errorf("compact volume %s: %w", v.name, err)
+		return fmt.Errorf("compact volume %s: %w", v.Name(), err)
 	}
 	for {
 		live, used, _ := v.space.totals()
@@ -37,7 +37,7 @@ func (v *Volume) compactLocked(ctx context.Context, all bool) error {
 			return err
 		}
 		if err := v.compactSegments(victims); err != nil {
-			return fmt.Errorf("compact volume %s: %w", v.name, err)
+			return fmt.Errorf("compact volume %s: %w", v.Name(), err)
 		}
 	}
 }
@@ -287,7 +287,7 @@ func (v *Volume) reclaim() {
 		err = v.punchDead(want)
 	}
 	if err != nil {
-		v.log.Warn("could not free space", "volume", v.name, "err", err)
+		v.log.Warn("could not free space", "volume", v.Name(), "err", err)
 	}
 	_ = v.files.DrainPool()
 }
@@ -372,13 +372,7 @@ func (s *Store) Compact(ctx context.Context) (r CompactReport, err error) {
 	if err != nil {
 		return r, err
 	}
-	s.mu.Lock()
-	open := make([]*Volume, 0, len(s.volumes))
-	for _, v := range s.volumes {
-		open = append(open, v)
-	}
-	s.mu.Unlock()
-	for _, v := range open {
+	for _, v := range s.opened() {
 		if err := v.compactAll(ctx); err != nil {
 			return r, err
 		}

@@ -36,6 +36,21 @@ func (o *Options) SetLimits(l Limits) {
 // CompactAll compacts what can be compacted, without a checkpoint before.
 func (v *Volume) CompactAll(ctx context.Context) error { return v.compactSome(ctx, true) }
 
+// HoldUpkeep keeps the checkpoints and compactions of all open volumes, hidden
+// ones too, from running until release is called; everything is flushed then.
+func (s *Store) HoldUpkeep() (release func()) {
+	open := s.opened()
+	for _, v := range open {
+		v.upkeep.Lock()
+		_ = v.Flush()
+	}
+	return func() {
+		for _, v := range open {
+			v.upkeep.Unlock()
+		}
+	}
+}
+
 // HoldUpkeep keeps checkpoints and compactions from running until release is
 // called.
 func (v *Volume) HoldUpkeep() (release func()) {

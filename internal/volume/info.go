@@ -4,12 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"sort"
+	"slices"
 	"time"
 
 	"github.com/fsximg/fsx/pkg/crypt"
 	"github.com/fsximg/fsx/pkg/layout"
-	"github.com/fsximg/fsx/pkg/layout/seglog"
+	"github.com/fsximg/fsx/pkg/layout/metadb"
 )
 
 // Info is what a store tells about itself without a key. Names, sizes and
@@ -22,6 +22,7 @@ type Info struct {
 	Allocated int64 // bytes on disk
 	Slots     []crypt.SlotInfo
 	Volumes   []VolumeInfo
+	Hidden    []VolumeInfo // that were deleted and stay for their clones
 }
 
 // VolumeInfo describes a volume.
@@ -33,12 +34,17 @@ type VolumeInfo struct {
 	Created   time.Time
 	VolumeKey crypt.ID
 	Mode      crypt.Mode
-	Parent    layout.VolumeID // 0 if it is no clone
-	Segments  int
-	Live      int64          // bytes of blocks that something needs
-	LogBytes  int64          // bytes in segment files, dead ones included
-	Allocated int64          // bytes on disk
-	Snapshots []SnapshotInfo // oldest first
+	// Parent is the volume it starts from, 0 if it is no clone, with its name
+	// and that of the snapshot.
+	Parent                     layout.VolumeID
+	ParentName, ParentSnapshot string
+	RolledBack                 bool // it starts from a snapshot of its own
+	Hidden                     bool // it was deleted, and stays for its clones
+	Segments                   int
+	Live                       int64          // bytes of blocks that something needs
+	LogBytes                   int64          // bytes in segment files, dead ones included
+	Allocated                  int64          // bytes on disk
+	Snapshots                  []SnapshotInfo // oldest first
 	// NeedsReplay says that the store was not closed: what the log has behind
 	// the last checkpoint is not counted here.
 	NeedsReplay bool
@@ -48,12 +54,15 @@ type VolumeInfo struct {
 
 // Info describes the store and its volumes.
 func (s *Store) Info() (Info, error) {
-	i := Info{Path: s.dir.Path, UUID: s.dir.Super.UUID, Version: layout.Version, Created: s.dir.Super.Created, Slots: s.keyring.Slots()}
+	i := Info{Path: s.dir.Path, UUID: s.dir.Super.UUID, Version: layout.Version, Created: s.dir.Super.Created, Slots: s.Keyring().Slots()}
 	var err error
 	if i.Volumes, err = s.Volumes(); err != nil {
 		return i, err
 	}
-	for _, v := range i.Volumes {
+	if i.Hidden, err = s.hidden(); err != nil {
+		return i, err
+	}
+	for _, v := range slices.Concat(i.Volumes, i.Hidden) {
 		i.Allocated += v.Allocated
 	}
 	meta, err := s.db.Size()
@@ -82,48 +91,73 @@ func (s *Store) Volumes() ([]VolumeInfo, error) {
 		return nil, ErrClosed
 	}
 	defer s.calls.leave()
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.mu.RLock()
+	ids := s.lineageLocked().Visible()
+	s.mu.RUnlock()
 	var l []VolumeInfo
-	for id := range s.heads {
-		v, err := s.volumeInfoLocked(id)
+	for _, id := range ids {
+		v, err := s.volumeInfo(id)
 		if err != nil {
 			return nil, err
 		}
 		l = append(l, v)
 	}
-	sort.Slice(l, func(i, j int) bool { return l[i].Name < l[j].Name })
 	return l, nil
 }
 
-func (s *Store) volumeInfoLocked(id layout.VolumeID) (VolumeInfo, error) {
-	h := s.heads[id]
-	if v := s.volumes[id]; v != nil {
-		v.mu.RLock()
-		h = v.head
-		v.mu.RUnlock()
+// hidden describes the volumes that were deleted and stay for others.
+func (s *Store) hidden() (l []VolumeInfo, err error) {
+	s.mu.RLock()
+	var ids []layout.VolumeID
+	for id := range s.heads {
+		if s.fates[id] != 0 {
+			ids = append(ids, id)
+		}
+	}
+	s.mu.RUnlock()
+	slices.Sort(ids)
+	for _, id := range ids {
+		v, err := s.volumeInfo(id)
+		if err != nil {
+			return nil, err
+		}
+		l = append(l, v)
+	}
+	return l, nil
+}
+
+func (s *Store) volumeInfo(id layout.VolumeID) (VolumeInfo, error) {
+	s.mu.RLock()
+	h, open := s.heads[id], s.volumes[id]
+	parent := s.heads[h.Parent]
+	s.mu.RUnlock()
+	if open != nil {
+		open.mu.RLock()
+		h = open.head
+		open.mu.RUnlock()
 	}
 	i := VolumeInfo{
-		ID: id, UUID: h.UUID, Name: h.Name, Size: int64(h.Size), Created: h.Created,
-		VolumeKey: crypt.ID(h.VolumeKey), Mode: crypt.Mode(h.Mode), Parent: h.Parent, NeedsReplay: s.dir.Unclean,
+		ID: id, UUID: h.UUID, Name: h.Name, Size: int64(h.Size), Created: h.Created, Hidden: s.fate(id) != 0,
+		VolumeKey: crypt.ID(h.VolumeKey), Mode: crypt.Mode(h.Mode), Parent: h.Parent, RolledBack: h.Continues,
+		NeedsReplay: s.dir.Unclean && open == nil && s.hasLog(id), Unlocked: open != nil,
 	}
-	if v := s.volumes[id]; v != nil {
-		i.NeedsReplay, i.Unlocked = false, true
-		i.Snapshots = v.Snapshots()
-	} else {
-		snaps, err := s.snapshots(id)
-		if err != nil {
+	var err error
+	if h.Parent != 0 {
+		i.ParentName = parent.Name
+		if i.ParentSnapshot, err = s.snapshotName(h.Parent, h.ParentSnapshot); err != nil {
 			return i, err
 		}
-		for k := range snaps {
-			i.Snapshots = append(i.Snapshots, infoOfSnapshot(&snaps[k]))
-		}
 	}
-	files, err := seglog.OpenFiles(s.fs, s.dir.Volume(id), maxOpenSegments)
+	if open != nil {
+		i.Size = open.Size()
+	}
+	if i.Snapshots, err = s.snapshotsOf(id); err != nil {
+		return i, err
+	}
+	files, err := s.filesOf(id)
 	if err != nil {
 		return i, err
 	}
-	defer files.Close()
 	for _, no := range files.List() {
 		size, allocated, err := files.Usage(no)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -183,35 +217,60 @@ func (s *Store) Map(name, snapshot string, fn func(Run) bool) error {
 		return ErrClosed
 	}
 	defer s.calls.leave()
-	s.mu.Lock()
-	var head layout.Head
-	found := false
-	for id, h := range s.heads {
-		if h.Name == name {
-			head, found = h, true
-			if v := s.volumes[id]; v != nil {
-				s.mu.Unlock()
-				return v.mapRuns(snapshot, fn)
+	head, err := s.headOf(name)
+	if err != nil {
+		return err
+	}
+	if v := s.openedVolume(head.Volume); v != nil {
+		if snapshot != "" {
+			if v, _, err = v.findSnapshot(snapshot); err != nil {
+				return err
 			}
 		}
-	}
-	s.mu.Unlock()
-	if !found {
-		return ErrNotFound
+		return v.mapRuns(snapshot, fn)
 	}
 	if snapshot == "" {
 		return s.walkRuns(head.Root, int64(head.Size), s.indexRecord, fn)
 	}
-	snaps, err := s.snapshots(head.Volume)
-	if err != nil {
-		return err
+	s.mu.RLock()
+	history := s.lineageLocked().History(head.Volume)
+	s.mu.RUnlock()
+	for _, part := range history {
+		snaps, err := s.snapshots(part.Volume)
+		if err == nil {
+			err = s.mapSnapshot(snaps, snapshot, s.indexRecord, fn)
+		}
+		if !errors.Is(err, ErrNoSnapshot) {
+			return err
+		}
 	}
-	return s.mapSnapshot(snaps, snapshot, s.indexRecord, fn)
+	return fmt.Errorf("%w: %s", ErrNoSnapshot, snapshot)
+}
+
+func (s *Store) fate(id layout.VolumeID) layout.Fate {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.fates[id]
+}
+
+// snapshotName is the name of a snapshot, which may be hidden.
+func (s *Store) snapshotName(id layout.VolumeID, seq layout.Seq) (name string, err error) {
+	err = s.db.Get(layout.SnapshotKey(id, seq), func(val []byte) error {
+		snap, err := layout.DecodeSnapshot(val)
+		if err == nil {
+			name = snap.Name
+		}
+		return err
+	})
+	if errors.Is(err, metadb.ErrNotFound) || errors.Is(err, layout.ErrCorrupt) {
+		err = nil // told by check
+	}
+	return name, err
 }
 
 func (s *Store) mapSnapshot(snaps []layout.Snapshot, name string, record recordOf, fn func(Run) bool) error {
 	for i := range snaps {
-		if snaps[i].Name == name {
+		if snaps[i].Name == name && !snaps[i].Hidden {
 			return s.walkRuns(snaps[i].Root, int64(snaps[i].Size), record, fn)
 		}
 	}
@@ -233,7 +292,7 @@ func (v *Volume) mapRuns(snapshot string, fn func(Run) bool) error {
 	if snapshot != "" {
 		return v.store.mapSnapshot(snaps, snapshot, v.extentRecord, fn)
 	}
-	return v.store.walkRuns(root, v.size, v.extentRecord, fn)
+	return v.store.walkRuns(root, v.Size(), v.extentRecord, fn)
 }
 
 type recordOf func(layout.VolumeID, layout.ExtentID) (layout.ExtentRecord, error)

@@ -80,7 +80,7 @@ func (l *logger) run() {
 		if stopped {
 			l.end()
 			if err := l.w.Close(); err != nil {
-				v.log.Warn("space of the log stays allocated", "volume", v.name, "err", err)
+				v.log.Warn("space of the log stays allocated", "volume", v.Name(), "err", err)
 			}
 			return
 		}
@@ -177,7 +177,7 @@ func (l *logger) handOverLocked(to chan<- frozenState) {
 // for their checkpoints.
 func (l *logger) freezeLocked(snap *layout.Snapshot) {
 	v := l.v
-	v.waiting = append(v.waiting, &frozenOverlay{v.overlay, l.w.Tail(), snap, v.logBytes})
+	v.waiting = append(v.waiting, &frozenOverlay{v.overlay, l.w.Tail(), snap, v.logBytes, v.Size()})
 	v.overlay = newOverlay()
 	v.logBytes = 0
 }
@@ -342,7 +342,7 @@ func (l *logger) commit() error { return l.commitWith(l.w.Commit) }
 func (l *logger) commitWith(commit func(size uint64) error) error {
 	v := l.v
 	seq, seg, class := l.w.Seq(), l.w.Current(), l.w.Class()
-	if err := commit(uint64(v.size)); err != nil {
+	if err := commit(uint64(v.Size())); err != nil {
 		return err
 	}
 	l.written += blockSize
@@ -378,7 +378,7 @@ func (l *logger) leaveSegment() error {
 	}
 	left := l.w.Tail()
 	if err := l.v.files.Shorten(left.Segment, left.End); err != nil {
-		l.v.log.Warn("space of the log stays allocated", "volume", l.v.name, "err", err)
+		l.v.log.Warn("space of the log stays allocated", "volume", l.v.Name(), "err", err)
 	}
 	return l.commit() // so that the head can name a record of the new one
 }
@@ -398,7 +398,7 @@ func (l *logger) ready() error {
 	if _, err := rand.Read(incarnation[:]); err != nil {
 		return err
 	}
-	if err := l.w.Begin(incarnation, uint64(v.size)); err != nil {
+	if err := l.w.Begin(incarnation, uint64(v.Size())); err != nil {
 		return err
 	}
 	v.mu.Lock()
@@ -409,7 +409,7 @@ func (l *logger) ready() error {
 	// named.
 	if v.named != 0 {
 		if err := v.files.Retire(v.named, 0, false); err != nil {
-			v.log.Warn("space of the log stays allocated", "volume", v.name, "err", err)
+			v.log.Warn("space of the log stays allocated", "volume", v.Name(), "err", err)
 		}
 		v.named = 0
 	}

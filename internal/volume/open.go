@@ -15,15 +15,10 @@ import (
 )
 
 // openVolume authenticates a volume's head, opens its bag and recovers its
-// log. The caller holds s.mu.
-func (s *Store) openVolume(id layout.VolumeID) (*Volume, error) {
-	hint := s.heads[id]
-	vk := s.keys[crypt.ID(hint.VolumeKey)]
-	if vk == nil {
-		return nil, fmt.Errorf("volume key %s: %w", hint.VolumeKey, ErrKeyMissing)
-	}
+// log. hint is its head as it was found.
+func (s *Store) openVolume(hint layout.Head, vk *crypt.VolumeKey) (*Volume, error) {
 	v := &Volume{
-		calls: newGate(), store: s, log: s.log, id: id, ro: s.opt.ReadOnly, cache: newExtentCache(), overlay: newOverlay(),
+		calls: newGate(), store: s, log: s.log, id: hint.Volume, ro: s.opt.ReadOnly, cache: newExtentCache(), overlay: newOverlay(),
 		wake: make(chan struct{}, 1), maint: make(chan struct{}, 1), stop: make(chan struct{}),
 		logDone: make(chan struct{}), mainDone: make(chan struct{}),
 	}
@@ -52,7 +47,7 @@ func (s *Store) openVolume(id layout.VolumeID) (*Volume, error) {
 // everything that the head vouches for.
 func (v *Volume) unlock(vk *crypt.VolumeKey, hint layout.Head) error {
 	s := v.store
-	super := s.dir.Super
+	super, keyring := s.dir.Super, s.Keyring()
 	var err error
 	if v.auth, err = crypt.NewAuthority(vk, crypt.UUID(super.UUID), crypt.UUID(hint.UUID)); err != nil {
 		return err
@@ -68,18 +63,18 @@ func (v *Volume) unlock(vk *crypt.VolumeKey, hint layout.Head) error {
 	case err != nil:
 		return err
 	}
-	bag, _ := s.keyring.BagDigest(crypt.UUID(head.UUID))
+	bag, _ := keyring.BagDigest(crypt.UUID(head.UUID))
 	switch {
 	case head.Store != super.UUID || head.Volume != v.id || head.UUID != hint.UUID:
 		return fmt.Errorf("%w: the head belongs to another volume", ErrDamaged)
 	case head.Superblock != super.Digest():
 		return fmt.Errorf("%w: the superblock is not the one that the head names", ErrDamaged)
-	case head.BagDigest != layout.Hash(bag) || head.SlotsDigest != layout.Hash(s.keyring.SlotsDigest(vk.ID())):
+	case head.BagDigest != layout.Hash(bag) || head.SlotsDigest != layout.Hash(keyring.SlotsDigest(vk.ID())):
 		return fmt.Errorf("%w: the keyring is not the one that the head names", ErrDamaged)
 	case head.Root.Height != maptree.HeightFor(blocksOf(head.Size)):
 		return fmt.Errorf("%w: the map is not of the volume's size", ErrDamaged)
 	}
-	if v.bag, err = s.keyring.OpenBag(crypt.UUID(head.UUID), vk); err != nil {
+	if v.bag, err = keyring.OpenBag(crypt.UUID(head.UUID), vk); err != nil {
 		return fmt.Errorf("key bag: %w: %w", ErrDamaged, err)
 	}
 	if v.snaps, err = s.snapshots(v.id); err != nil {
@@ -89,14 +84,16 @@ func (v *Volume) unlock(vk *crypt.VolumeKey, hint layout.Head) error {
 		return fmt.Errorf("%w: the snapshots are not those that the head names", ErrDamaged)
 	}
 	v.head, v.root = *head, head.Root
-	v.name, v.uuid, v.size = head.Name, head.UUID, int64(head.Size)
+	v.uuid = head.UUID
+	v.label.Store(&head.Name)
+	v.size.Store(int64(head.Size))
 	return nil
 }
 
 // openFiles lists the segments and loads their accounts.
 func (v *Volume) openFiles() (err error) {
 	s := v.store
-	if v.files, err = seglog.OpenFiles(s.fs, s.dir.Volume(v.id), maxOpenSegments); err != nil {
+	if v.files, err = s.filesOf(v.id); err != nil {
 		return err
 	}
 	newest := map[layout.SegmentNo]layout.Seq{}
@@ -152,7 +149,7 @@ func (v *Volume) recover() (*recovered, error) {
 		err = fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	if err == nil && rec.Commits > 0 {
-		v.log.Info("replayed the log", "volume", v.name, "commits", rec.Commits, "bytes", rec.Bytes, "cut", rec.Cut)
+		v.log.Info("replayed the log", "volume", v.Name(), "commits", rec.Commits, "bytes", rec.Bytes, "cut", rec.Cut)
 	}
 	v.logBytes = rec.Bytes
 	return rec, err
@@ -191,8 +188,11 @@ func (v *Volume) verifyExtent(_ layout.ExtentID, op *layout.Op, data []byte) err
 func (v *Volume) replay(r *layout.Record) error {
 	// The class only sizes the bitmap; what follows may be larger.
 	class := uint8(seglog.MaxClass)
+	if int64(r.Size) != v.Size() {
+		v.replayResize(r)
+	}
 	v.overlay.segment(r.Segment, class, r.Seq, r.End())
-	v.size = int64(r.Size)
+	v.replayed = positionOf(r)
 	ordinal := uint16(0)
 	for i := range r.Ops {
 		op := &r.Ops[i]
@@ -204,8 +204,7 @@ func (v *Volume) replay(r *layout.Record) error {
 			v.overlay.deletes = append(v.overlay.deletes, op.Snapshot)
 			continue
 		case layout.OpSnapshot:
-			at := layout.Position{Segment: r.Segment, Block: r.Block, End: r.End(), Seq: r.Seq, MAC: r.MAC}
-			v.waiting = append(v.waiting, &frozenOverlay{v.overlay, at, snapshotOf(op, r.Seq, v.size), 0})
+			v.waiting = append(v.waiting, &frozenOverlay{v.overlay, positionOf(r), snapshotOf(op, r.Seq, v.Size()), 0, v.Size()})
 			v.overlay = newOverlay()
 			continue
 		}
@@ -224,6 +223,20 @@ func (v *Volume) replay(r *layout.Record) error {
 	return nil
 }
 
+func positionOf(r *layout.Record) layout.Position {
+	return layout.Position{Segment: r.Segment, Block: r.Block, End: r.End(), Seq: r.Seq, MAC: r.MAC}
+}
+
+// replayResize freezes what was written before a commit that changed the size:
+// a checkpoint is of one size.
+func (v *Volume) replayResize(r *layout.Record) {
+	if !v.overlay.empty() {
+		v.waiting = append(v.waiting, &frozenOverlay{v.overlay, v.replayed, nil, 0, v.Size()})
+		v.overlay = newOverlay()
+	}
+	v.size.Store(int64(r.Size))
+}
+
 // begin makes the volume writable: leftovers of a crash are removed, and the
 // goroutines start.
 func (v *Volume) begin(rec *recovered) error {
@@ -231,17 +244,21 @@ func (v *Volume) begin(rec *recovered) error {
 		return err
 	}
 	if err := v.finishMoves(); err != nil {
-		v.log.Warn("space of an interrupted compaction stays allocated", "volume", v.name, "err", err)
+		v.log.Warn("space of an interrupted compaction stays allocated", "volume", v.Name(), "err", err)
 	}
 	for no, end := range rec.ends {
 		// Nobody writes there again: a session begins a segment of its own.
 		if err := v.files.Shorten(no, end); err != nil {
-			v.log.Warn("space of the log stays allocated", "volume", v.name, "err", err)
+			v.log.Warn("space of the log stays allocated", "volume", v.Name(), "err", err)
 		}
 	}
 	v.named = rec.Next
 	if err := v.startLogger(rec.Tail); err != nil {
 		return err
+	}
+	v.sweepDue.Store(slices.ContainsFunc(v.snaps, func(s layout.Snapshot) bool { return s.Hidden }))
+	if v.sweepDue.Load() {
+		v.kickUpkeep()
 	}
 	go v.maintain()
 	return nil
@@ -250,7 +267,7 @@ func (v *Volume) begin(rec *recovered) error {
 // keep notes that a segment has no account, though it should have one: it is
 // read, and otherwise left alone.
 func (v *Volume) keep(no layout.SegmentNo, why error) {
-	v.log.Error("a segment's account is lost; the segment is kept as it is", "volume", v.name, "segment", no, "err", why)
+	v.log.Error("a segment's account is lost; the segment is kept as it is", "volume", v.Name(), "segment", no, "err", why)
 	v.kept[no] = true
 }
 
@@ -323,7 +340,7 @@ func (v *Volume) closeWritable() error {
 	failed := v.failed
 	v.mu.RUnlock()
 	err := failed
-	if dirty && failed == nil {
+	if dirty && failed == nil && !v.discard {
 		err = v.finalCheckpoint()
 	}
 	close(v.stop)
@@ -338,7 +355,7 @@ func (v *Volume) finalCheckpoint() error {
 	return v.checkpointLocked(context.Background(), true)
 }
 
-// wipe forgets plaintext and keys, and closes the files.
+// wipe forgets plaintext and keys.
 func (v *Volume) wipe() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -353,9 +370,6 @@ func (v *Volume) wipe() {
 		return true
 	})
 	v.overlay, v.waiting = newOverlay(), nil
-	if v.files != nil {
-		_ = v.files.Close()
-	}
 	if v.bag != nil {
 		v.bag.Wipe()
 	}

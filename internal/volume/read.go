@@ -40,7 +40,7 @@ func (e *BlockError) Offset() int64 { return e.At }
 // ErrWouldBlock where it would have to wait for the disk; p is undefined then.
 // If cap(p) allows, the 16 bytes behind p are overwritten.
 func (v *Volume) ReadAt(p []byte, off int64, nowait bool) error {
-	return v.readAt(now, v.size, p, off, nowait)
+	return v.readAt(now, v.Size(), p, off, nowait)
 }
 
 // now is the volume's present state, in place of a snapshot's number.
@@ -152,8 +152,8 @@ func (v *Volume) readBatch(state layout.Seq, bt *batch, p []byte, first layout.B
 		v.mu.RLock()
 		moved := v.gen != bt.gen
 		v.mu.RUnlock()
-		if !moved {
-			v.log.Debug("read failed", "volume", v.name, "err", err) // whoever asked is told, and says so
+		if !moved && !errors.Is(err, errMoved) {
+			v.log.Debug("read failed", "volume", v.Name(), "err", err) // whoever asked is told, and says so
 			return err
 		}
 	}
@@ -285,25 +285,40 @@ func (v *Volume) readRun(p []byte, first layout.BlockNo, loc []located, nowait b
 		return v.blockError(first, fmt.Errorf("%w: block is not in its extent", ErrDamaged))
 	}
 	if err := v.pread(ref.Owner, x.rec.Segment, p, at, nowait); err != nil {
-		return v.blockError(first, err)
+		return v.blockError(first, v.unlessMoved(ref, x, err))
 	}
 	for i := range loc {
 		end := (i + 1) * blockSize
 		tag := crypt.Tag(loc[i].ref.Tag)
 		home := first + layout.BlockNo(i)
 		if err := x.cipher.Open(p[i*blockSize:end:end+slack], uint64(home), int(loc[i].ref.Index), &tag); err != nil {
-			return v.blockError(home, fmt.Errorf("%w: %w", ErrDamaged, err))
+			return v.blockError(home, v.unlessMoved(ref, x, fmt.Errorf("%w: %w", ErrDamaged, err)))
 		}
 	}
 	return nil
 }
 
+// unlessMoved explains a failure to read blocks of an extent: by errMoved if they
+// lie elsewhere now. Another volume's compaction does not tell this volume.
+func (v *Volume) unlessMoved(ref *layout.BlockRef, x *openExtent, err error) error {
+	if ref.Owner == v.id || errors.Is(err, ErrWouldBlock) {
+		return err
+	}
+	if rec, now := v.extentRecord(ref.Owner, ref.Extent); now == nil && rec != x.rec {
+		v.cache.drop(extentName{ref.Owner, ref.Extent})
+		return errMoved
+	}
+	return err
+}
+
 // pread reads ciphertext while holding its segment, so that it is not reused
 // meanwhile.
 func (v *Volume) pread(owner layout.VolumeID, no layout.SegmentNo, p []byte, at uint32, nowait bool) error {
-	files := v.files
+	files, err := v.files, error(nil)
 	if owner != v.id {
-		return fmt.Errorf("%w: block belongs to volume %v", ErrDamaged, owner)
+		if files, err = v.store.filesOf(owner); err != nil {
+			return err
+		}
 	}
 	s, err := files.Acquire(no)
 	if err != nil {
@@ -333,8 +348,8 @@ func (v *Volume) blockError(b layout.BlockNo, err error) error {
 	if errors.As(err, &be) || errors.Is(err, ErrWouldBlock) {
 		return err
 	}
-	return &BlockError{Volume: v.name, At: int64(b) * blockSize, Err: mapDamage(err)}
+	return &BlockError{Volume: v.Name(), At: int64(b) * blockSize, Err: mapDamage(err)}
 }
 
 // Prefetch is a hint that a range will be read.
-func (v *Volume) Prefetch(off, n int64) error { return checkRange(v.size, off, n) }
+func (v *Volume) Prefetch(off, n int64) error { return checkRange(v.Size(), off, n) }

@@ -51,7 +51,7 @@ func (s *Store) snapshots(id layout.VolumeID) (l []layout.Snapshot, err error) {
 
 // snapshotOf is the snapshot that an operation of commit seq makes.
 func snapshotOf(op *layout.Op, seq layout.Seq, size int64) *layout.Snapshot {
-	return &layout.Snapshot{Seq: seq, Name: op.Name, Created: time.Unix(op.Created, 0).UTC(), Size: uint64(size)}
+	return &layout.Snapshot{Seq: seq, Keys: op.Keys, Name: op.Name, Created: time.Unix(op.Created, 0).UTC(), Size: uint64(size)}
 }
 
 // control is a change of the volume's state on its way into the log. It stays in
@@ -59,6 +59,7 @@ func snapshotOf(op *layout.Op, seq layout.Seq, size int64) *layout.Snapshot {
 // checked against it.
 type control struct {
 	op   layout.Op
+	size int64      // of the volume from now on, if it is resized: there is no op then
 	done chan error // takes one; nil says that it is durable
 }
 
@@ -87,13 +88,16 @@ func (l *logger) control() error {
 		return err
 	}
 	v.mu.Lock()
-	op := v.controls[0].op
+	op, size := v.controls[0].op, v.controls[0].size
 	if !l.w.Begun() || l.w.Capacity() < controlRoom {
 		v.answerLocked(fmt.Errorf("no space for the log: %w", cmp.Or[error](v.noSegment, syscall.ENOSPC)))
 		v.mu.Unlock()
 		return nil
 	}
 	v.mu.Unlock()
+	if size != 0 {
+		return l.resize(size)
+	}
 	if !l.w.RoomForControl(&op) {
 		if err := l.commit(); err != nil {
 			return err
@@ -107,7 +111,7 @@ func (l *logger) control() error {
 	defer v.mu.Unlock()
 	switch op.Code {
 	case layout.OpSnapshot:
-		l.freezeLocked(snapshotOf(&op, l.w.Tail().Seq, v.size))
+		l.freezeLocked(snapshotOf(&op, l.w.Tail().Seq, v.Size()))
 	case layout.OpDeleteSnapshot:
 		v.overlay.deletes = append(v.overlay.deletes, op.Snapshot)
 	}
@@ -118,6 +122,14 @@ func (l *logger) control() error {
 // change has the log's goroutine make a change of state. check says under mu
 // which, or why not: it sees all changes that were asked for before.
 func (v *Volume) change(ctx context.Context, check func() (layout.Op, error)) error {
+	return v.ask(ctx, func() (c control, err error) {
+		c.op, err = check()
+		return c, err
+	})
+}
+
+// ask is change for what may be no operation.
+func (v *Volume) ask(ctx context.Context, check func() (control, error)) error {
 	if !v.calls.enter() {
 		return ErrClosed
 	}
@@ -129,17 +141,17 @@ func (v *Volume) change(ctx context.Context, check func() (layout.Op, error)) er
 	}
 	err := errors.Join(v.writableLocked(), ctx.Err())
 	if err == nil && len(v.waiting) >= maxWaiting {
-		err = fmt.Errorf("volume %s: snapshots wait for a checkpoint, which fails: %w", v.name, v.upkeepErr)
+		err = fmt.Errorf("volume %s: snapshots wait for a checkpoint, which fails: %w", v.Name(), v.upkeepErr)
 	}
-	var op layout.Op
+	c := &control{}
 	if err == nil {
-		op, err = check()
+		*c, err = check()
 	}
 	if err != nil {
 		v.mu.Unlock()
 		return err
 	}
-	c := &control{op: op, done: make(chan error, 1)}
+	c.done = make(chan error, 1)
 	v.controls = append(v.controls, c)
 	v.mu.Unlock()
 	v.kick()
@@ -157,6 +169,11 @@ const maxWaiting = 8
 // it was or as it will be. When it returns the snapshot is durable. ErrExists
 // says that the name is taken.
 func (v *Volume) CreateSnapshot(ctx context.Context, name string) error {
+	if _, _, err := v.findSnapshot(name); err == nil {
+		return fmt.Errorf("snapshot %s: %w", name, ErrExists)
+	} else if !errors.Is(err, ErrNoSnapshot) {
+		return err
+	}
 	return v.change(ctx, func() (op layout.Op, err error) {
 		if !layout.ValidName(name) {
 			return op, fmt.Errorf("snapshot name %q is not allowed", name)
@@ -164,7 +181,7 @@ func (v *Volume) CreateSnapshot(ctx context.Context, name string) error {
 		if _, ok := v.findSnapshotLocked(name); ok || v.wantedLocked(name) {
 			return op, fmt.Errorf("snapshot %s: %w", name, ErrExists)
 		}
-		return layout.Op{Code: layout.OpSnapshot, Name: name, Created: time.Now().Unix()}, nil
+		return layout.Op{Code: layout.OpSnapshot, Name: name, Created: time.Now().Unix(), Keys: v.bag.Next()}, nil
 	})
 }
 
@@ -177,6 +194,13 @@ func (v *Volume) wantedLocked(name string) bool {
 // of what nothing else needs goes back with the next checkpoint. Readers of the
 // snapshot get ErrNoSnapshot from then on.
 func (v *Volume) DeleteSnapshot(ctx context.Context, name string) error {
+	w, info, err := v.findSnapshot(name)
+	if err != nil {
+		return err
+	}
+	if w != v {
+		return w.deleteNumber(ctx, info.Number)
+	}
 	return v.change(ctx, func() (op layout.Op, err error) {
 		s, ok := v.findSnapshotLocked(name)
 		if !ok {
@@ -192,14 +216,67 @@ func (v *Volume) DeleteSnapshot(ctx context.Context, name string) error {
 
 // Snapshots lists the volume's snapshots, oldest first.
 func (v *Volume) Snapshots() []SnapshotInfo {
-	v.mu.RLock()
-	defer v.mu.RUnlock()
-	return v.snapshotsLocked()
+	l, err := v.history()
+	if err != nil {
+		v.log.Error("snapshots of before a rollback", "volume", v.Name(), "err", err)
+	}
+	return l
+}
+
+// history lists the snapshots that the volume's name stands for, oldest first.
+func (v *Volume) history() ([]SnapshotInfo, error) {
+	s := v.store
+	s.mu.RLock()
+	history := s.lineageLocked().History(v.id)
+	s.mu.RUnlock()
+	for _, part := range history[1:] { // or deletions that they still have in their logs are missed
+		if _, err := s.volumeByID(part.Volume); err != nil {
+			return nil, err
+		}
+	}
+	return s.snapshotsOf(v.id)
+}
+
+// snapshotsOf lists the snapshots that a volume's name stands for, oldest first.
+// Those of volumes that are not open are hints.
+func (s *Store) snapshotsOf(id layout.VolumeID) (l []SnapshotInfo, err error) {
+	s.mu.RLock()
+	history := s.lineageLocked().History(id)
+	s.mu.RUnlock()
+	for _, part := range slices.Backward(history) {
+		own, err := s.ownSnapshots(part.Volume)
+		if err != nil {
+			return l, err
+		}
+		for _, info := range own {
+			if info.Number <= part.UpTo {
+				l = append(l, info)
+			}
+		}
+	}
+	return l, nil
+}
+
+func (s *Store) ownSnapshots(id layout.VolumeID) (l []SnapshotInfo, err error) {
+	if v := s.openedVolume(id); v != nil {
+		v.mu.RLock()
+		defer v.mu.RUnlock()
+		return v.snapshotsLocked(), nil
+	}
+	snaps, err := s.snapshots(id)
+	for i := range snaps {
+		if !snaps[i].Hidden {
+			l = append(l, infoOfSnapshot(&snaps[i]))
+		}
+	}
+	return l, err
 }
 
 func (v *Volume) snapshotsLocked() (l []SnapshotInfo) {
 	for i := range v.snaps {
-		l = append(l, infoOfSnapshot(&v.snaps[i]))
+		if !v.snaps[i].Hidden {
+			l = append(l, infoOfSnapshot(&v.snaps[i]))
+		}
 	}
 	for _, f := range v.waiting {
 		if f.snap != nil {
@@ -237,7 +314,7 @@ func (v *Volume) stateLocked(state layout.Seq) ([]*frozenOverlay, maptree.Root, 
 	if i := slices.IndexFunc(v.snaps, func(s layout.Snapshot) bool { return s.Seq == state }); i >= 0 {
 		return nil, v.snaps[i].Root, nil
 	}
-	return nil, maptree.Root{}, fmt.Errorf("snapshot %d of volume %s: %w", state, v.name, ErrNoSnapshot)
+	return nil, maptree.Root{}, fmt.Errorf("snapshot %d of volume %s: %w", state, v.Name(), ErrNoSnapshot)
 }
 
 // findLocked looks a block up in the overlays of a state.
@@ -264,14 +341,14 @@ type Snapshot struct {
 
 // Snapshot opens a snapshot. Every call returns the same.
 func (v *Volume) Snapshot(name string) (*Snapshot, error) {
+	v, i, err := v.findSnapshot(name)
+	if err != nil {
+		return nil, err
+	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.closed {
 		return nil, ErrClosed
-	}
-	i, ok := v.findSnapshotLocked(name)
-	if !ok {
-		return nil, fmt.Errorf("%w: %s", ErrNoSnapshot, name)
 	}
 	d := v.devices[i.Number]
 	if d == nil {
@@ -285,7 +362,7 @@ func (v *Volume) Snapshot(name string) (*Snapshot, error) {
 func (s *Snapshot) Info() SnapshotInfo { return s.info }
 
 // Name is VOLUME@SNAPSHOT.
-func (s *Snapshot) Name() string { return s.v.name + "@" + s.info.Name }
+func (s *Snapshot) Name() string { return s.v.Name() + "@" + s.info.Name }
 
 // Size is the snapshot's size in bytes.
 func (s *Snapshot) Size() int64 { return s.info.Size }

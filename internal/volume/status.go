@@ -9,7 +9,7 @@ import (
 // Status calls fn with consecutive runs of blocks from off on, until fn returns
 // false or n bytes are covered. A run is a hole, allocated zeros, or data.
 func (v *Volume) Status(off, n int64, fn func(length int64, hole, zero bool) bool) error {
-	return v.status(now, v.size, off, n, fn)
+	return v.status(now, v.Size(), off, n, fn)
 }
 
 // status describes a state of the volume, now or a snapshot, of size bytes.

@@ -6,13 +6,15 @@ package volume
 import (
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
-	"sort"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,6 +23,7 @@ import (
 	"github.com/fsximg/fsx/pkg/layout"
 	"github.com/fsximg/fsx/pkg/layout/maptree"
 	"github.com/fsximg/fsx/pkg/layout/metadb"
+	"github.com/fsximg/fsx/pkg/layout/seglog"
 	"github.com/fsximg/fsx/pkg/layout/store"
 )
 
@@ -89,19 +92,38 @@ type Store struct {
 	log     *slog.Logger
 	db      *metadb.DB
 	tree    *maptree.Reader
-	keyring *crypt.Keyring
 	limits  limits
 	scratch string // a private copy of the index, removed on close
+	descs   *seglog.Descriptors
 
 	calls gate // Close waits for them
 
-	mu      sync.Mutex
-	heads   map[layout.VolumeID]layout.Head // as found, not authenticated
-	keys    map[crypt.ID]*crypt.VolumeKey
-	volumes map[layout.VolumeID]*Volume
-	closed  bool
+	// ops serialises changes of what volumes there are, and of their keys.
+	ops     sync.Mutex
+	ringGen uint64 // generation of the keyring on disk
 
+	// opening serialises the opening of volumes; it is taken before mu.
+	opening sync.Mutex
+
+	// mu guards what follows. Nobody holds it over I/O.
+	mu       sync.RWMutex
+	keyring  *crypt.Keyring                  // replaced, not changed
+	heads    map[layout.VolumeID]layout.Head // as found, or as last changed here
+	fates    map[layout.VolumeID]layout.Fate // of deleted volumes
+	greatest layout.VolumeID                 // number that a volume ever had
+	keys     map[crypt.ID]*crypt.VolumeKey
+	volumes  map[layout.VolumeID]*Volume // that are open
+	files    map[layout.VolumeID]*seglog.Files
+	closed   bool
 	headless error // a head that could not be read, if any
+}
+
+func newStore(o Options) *Store {
+	return &Store{
+		calls: newGate(), opt: o, limits: o.limits, fs: o.FS, log: o.Log, descs: seglog.NewDescriptors(maxOpenSegments),
+		heads: map[layout.VolumeID]layout.Head{}, fates: map[layout.VolumeID]layout.Fate{}, keys: map[crypt.ID]*crypt.VolumeKey{},
+		volumes: map[layout.VolumeID]*Volume{}, files: map[layout.VolumeID]*seglog.Files{},
+	}
 }
 
 func (o *Options) defaults() {
@@ -137,7 +159,7 @@ func Create(path string, o CreateOptions) (_ *Store, err error) {
 		o.Mode = crypt.AES256GCM
 	}
 	super := &layout.Superblock{UUID: newUUID(), Created: time.Now().Truncate(time.Second)}
-	s := &Store{calls: newGate(), opt: o.Options, limits: o.limits, fs: o.FS, log: o.Log, keys: map[crypt.ID]*crypt.VolumeKey{}, volumes: map[layout.VolumeID]*Volume{}}
+	s := newStore(o.Options)
 	s.dir, err = store.Create(o.FS, path, o.Program, super)
 	if err != nil {
 		if !errors.Is(err, fs.ErrExist) {
@@ -167,7 +189,8 @@ func Create(path string, o CreateOptions) (_ *Store, err error) {
 	if err := s.dir.Finish(); err != nil {
 		return nil, err
 	}
-	s.heads = map[layout.VolumeID]layout.Head{head.Volume: *head}
+	s.heads[head.Volume] = *head
+	s.greatest = head.Volume
 	return s, nil
 }
 
@@ -214,6 +237,7 @@ func (s *Store) makeKeys(o *CreateOptions) (*layout.Head, error) {
 	h.BagDigest = digest
 	// Both areas, so that one byte that goes bad takes no key away.
 	body := ring.Encode()
+	s.ringGen = 2
 	return h, errors.Join(s.dir.WriteKeyring(body, 1), s.dir.WriteKeyring(body, 2))
 }
 
@@ -241,19 +265,17 @@ func Open(path string, o Options) (_ *Store, err error) {
 	if err != nil {
 		return nil, mapCorrupt(err)
 	}
-	s := &Store{calls: newGate(), opt: o, limits: o.limits, dir: dir, fs: o.FS, log: o.Log, keys: map[crypt.ID]*crypt.VolumeKey{}, volumes: map[layout.VolumeID]*Volume{}}
+	s := newStore(o)
+	s.dir = dir
 	s.opt.ReadOnly = o.ReadOnly || dir.Super.ReadOnly()
 	defer func() {
 		if err != nil {
 			s.closeFiles(false)
 		}
 	}()
-	body, _, err := dir.ReadKeyring()
+	rings, err := s.readKeyring()
 	if err != nil {
-		return nil, mapCorrupt(err)
-	}
-	if s.keyring, err = crypt.ParseKeyring(body, crypt.UUID(dir.Super.UUID)); err != nil {
-		return nil, fmt.Errorf("%s: keyring: %w: %w", path, ErrDamaged, err)
+		return nil, err
 	}
 	if !s.opt.ReadOnly {
 		if err := s.checkBallast(); err != nil {
@@ -270,7 +292,16 @@ func Open(path string, o Options) (_ *Store, err error) {
 	if err := s.openIndex(meta, false); err != nil {
 		return nil, fmt.Errorf("%s: index: %w: %w", path, ErrDamaged, err)
 	}
-	return s, s.loadHeads()
+	if err := s.loadHeads(); err != nil {
+		return nil, err
+	}
+	if err := s.settleKeyring(rings); err != nil {
+		return nil, err
+	}
+	if !s.opt.ReadOnly {
+		s.removeGoing()
+	}
+	return s, nil
 }
 
 // IsStore says whether a folder looks like a store, without opening it.
@@ -308,9 +339,9 @@ func (s *Store) indexPath() (string, error) {
 	return tmp, copyIndex(tmp, s.dir.Meta())
 }
 
+// loadHeads learns what volumes there are.
 func (s *Store) loadHeads() error {
-	s.heads = map[layout.VolumeID]layout.Head{}
-	return s.db.Scan(layout.HeadPrefix(), func(key, val []byte) error {
+	err := s.db.Scan(layout.HeadPrefix(), func(key, val []byte) error {
 		h, err := layout.DecodeHead(val, nil)
 		if err != nil {
 			s.log.Error("head is damaged", "err", err)
@@ -318,8 +349,34 @@ func (s *Store) loadHeads() error {
 			return nil
 		}
 		s.heads[h.Volume] = *h
+		s.greatest = max(s.greatest, h.Volume)
 		return nil
 	})
+	if err != nil {
+		return err
+	}
+	err = s.db.Scan(layout.FatePrefix(), func(key, val []byte) error {
+		id, fate, err := layout.DecodeFate(key, val)
+		if err != nil {
+			return nil // a hint that is wrong: the volume is shown again
+		}
+		s.fates[id] = fate
+		s.greatest = max(s.greatest, id)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	err = s.db.Get(layout.VolumesKey(), func(val []byte) error {
+		if len(val) == 4 {
+			s.greatest = max(s.greatest, layout.VolumeID(binary.BigEndian.Uint32(val)))
+		}
+		return nil
+	})
+	if errors.Is(err, metadb.ErrNotFound) {
+		err = nil
+	}
+	return err
 }
 
 // UUID is the store's identifier.
@@ -328,72 +385,6 @@ func (s *Store) UUID() layout.UUID { return s.dir.Super.UUID }
 // Path is the store's directory.
 func (s *Store) Path() string { return s.dir.Path }
 
-// Keyring is the store's keyring, for reading.
-func (s *Store) Keyring() *crypt.Keyring { return s.keyring }
-
-// Unlock opens every volume key that one of the secrets opens. ErrWrongKey
-// says that none did.
-func (s *Store) Unlock(secrets []crypt.Secret) error {
-	keys, err := s.keyring.Unlock(secrets...)
-	if err != nil {
-		return fmt.Errorf("%s: %w", s.dir.Path, err)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, k := range keys {
-		if s.keys[k.ID()] != nil {
-			k.Wipe()
-			continue
-		}
-		s.keys[k.ID()] = k
-	}
-	return nil
-}
-
-// Names returns the names of all volumes, sorted.
-func (s *Store) Names() []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var l []string
-	for _, h := range s.heads {
-		l = append(l, h.Name)
-	}
-	sort.Strings(l)
-	return l
-}
-
-// Volume opens a volume, once: it is recovered, and every later call returns
-// the same. ErrNotFound, ErrKeyMissing and ErrDamaged tell why it cannot be.
-func (s *Store) Volume(name string) (*Volume, error) {
-	if !s.calls.enter() {
-		return nil, ErrClosed
-	}
-	defer s.calls.leave()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for id, h := range s.heads {
-		if h.Name != name {
-			continue
-		}
-		if v := s.volumes[id]; v != nil {
-			return v, nil
-		}
-		v, err := s.openVolume(id)
-		if err != nil {
-			return nil, fmt.Errorf("%s: volume %s: %w", s.dir.Path, name, err)
-		}
-		s.volumes[id] = v
-		return v, nil
-	}
-	err := ErrNotFound
-	if s.headless != nil {
-		err = fmt.Errorf("%w: %w", ErrDamaged, s.headless)
-	} else if len(s.keyring.Bags()) > len(s.heads) {
-		err = fmt.Errorf("%w: the keyring knows a volume that the index does not", ErrDamaged)
-	}
-	return nil, fmt.Errorf("%s: volume %s: %w", s.dir.Path, name, err)
-}
-
 // Close commits and checkpoints every volume, and releases the store. After an
 // error the store needs recovery when it is next opened, and has everything
 // that was flushed. It waits for calls that are under way; later ones fail with
@@ -401,13 +392,15 @@ func (s *Store) Volume(name string) (*Volume, error) {
 func (s *Store) Close() error {
 	s.calls.close()
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.closed {
+		s.mu.Unlock()
 		return nil
 	}
 	s.closed = true
+	open := slices.Collect(maps.Values(s.volumes))
+	s.mu.Unlock()
 	var errs error
-	for _, v := range s.volumes {
+	for _, v := range open {
 		errs = errors.Join(errs, v.close())
 	}
 	for _, k := range s.keys {
@@ -417,16 +410,37 @@ func (s *Store) Close() error {
 }
 
 func (s *Store) closeFiles(clean bool) error {
+	clean = clean && (!s.dir.Unclean || s.recovered())
 	var errs error
+	for _, f := range s.files {
+		errs = errors.Join(errs, f.Close())
+	}
 	if s.db != nil {
-		errs = s.db.Close()
+		errs = errors.Join(errs, s.db.Close())
 	}
 	if s.scratch != "" {
 		errs = errors.Join(errs, os.RemoveAll(s.scratch))
 		clean = false // the store itself is as it was
 	}
-	return errors.Join(errs, s.dir.Close(clean && errs == nil && (!s.dir.Unclean || s.recovered())))
+	return errors.Join(errs, s.dir.Close(clean && errs == nil))
 }
 
-// recovered says that every volume has been opened, and so recovered.
-func (s *Store) recovered() bool { return !s.opt.ReadOnly && len(s.volumes) == len(s.heads) }
+// recovered says that every volume that has a log has been opened, and so
+// recovered.
+func (s *Store) recovered() bool {
+	if s.opt.ReadOnly {
+		return false
+	}
+	for id := range s.heads {
+		if s.volumes[id] == nil && s.hasLog(id) {
+			return false
+		}
+	}
+	return true
+}
+
+// hasLog says whether anything was ever written to a volume.
+func (s *Store) hasLog(id layout.VolumeID) bool {
+	names, err := s.fs.ReadDir(s.dir.Volume(id))
+	return err != nil && !errors.Is(err, fs.ErrNotExist) || len(names) > 0
+}

@@ -25,8 +25,8 @@ type Volume struct {
 	log   *slog.Logger
 	id    layout.VolumeID
 	uuid  layout.UUID
-	name  string
-	size  int64
+	label atomic.Pointer[string] // its name
+	size  atomic.Int64           // bytes
 	ro    bool
 	auth  *crypt.Authority
 	bag   *crypt.Bag
@@ -40,6 +40,8 @@ type Volume struct {
 	// named is the empty segment that the last session's last record names; 0
 	// if there is none, or this session has begun.
 	named layout.SegmentNo
+	// replayed is the last record that recovery has applied.
+	replayed layout.Position
 
 	// kept are the segments whose accounts are lost. It does not change once the
 	// volume is open.
@@ -73,6 +75,7 @@ type Volume struct {
 	logBytes  int64              // log written since the last checkpoint
 	failed    error              // poisoned: the volume is read-only (I7)
 	closing   bool               // no write is taken any more
+	discard   bool               // it was deleted: closing saves nothing
 	logEnded  bool               // the log's goroutine answers no more
 	closed    bool
 	upkeepErr error // why the last checkpoint failed
@@ -83,9 +86,12 @@ type Volume struct {
 	stop     chan struct{}
 	mainDone chan struct{}
 	// upkeep serialises checkpoints and compactions.
-	upkeep sync.Mutex
-	space  spaceTable
-	stats  counters
+	upkeep     sync.Mutex
+	space      spaceTable
+	stats      counters
+	flattening sync.Mutex
+	// sweepDue asks maintenance to delete hidden snapshots that nothing needs.
+	sweepDue atomic.Bool
 }
 
 // frozenOverlay is an overlay that is immutable and waits for its checkpoint:
@@ -96,6 +102,7 @@ type frozenOverlay struct {
 	at   layout.Position
 	snap *layout.Snapshot // without its root
 	log  int64            // bytes of log that it is the content of
+	size int64            // of the volume, in bytes
 }
 
 // layersLocked calls fn with the overlays that the volume's present state is
@@ -125,15 +132,15 @@ var (
 )
 
 // Name is the volume's name.
-func (v *Volume) Name() string { return v.name }
+func (v *Volume) Name() string { return *v.label.Load() }
 
 // Size is the volume's size in bytes, a multiple of 512.
-func (v *Volume) Size() int64 { return v.size }
+func (v *Volume) Size() int64 { return v.size.Load() }
 
 // ReadOnly says that every write will be refused.
 func (v *Volume) ReadOnly() bool { return v.ro }
 
-func (v *Volume) blocks() uint64 { return blocksOf(uint64(v.size)) }
+func (v *Volume) blocks() uint64 { return blocksOf(uint64(v.Size())) }
 
 // blocksOf is the number of blocks of a volume of size bytes.
 func blocksOf(size uint64) uint64 { return (size + blockSize - 1) / blockSize }
@@ -154,8 +161,8 @@ func (v *Volume) writableLocked() error {
 // poison turns the volume read-only after a failed write or sync of the log.
 func (v *Volume) poisonLocked(err error) {
 	if v.failed == nil {
-		v.failed = fmt.Errorf("volume %s is read-only since its log failed: %w", v.name, err)
-		v.log.Error("volume is read-only now", "volume", v.name, "err", err)
+		v.failed = fmt.Errorf("volume %s is read-only since its log failed: %w", v.Name(), err)
+		v.log.Error("volume is read-only now", "volume", v.Name(), "err", err)
 	}
 	v.changed.Broadcast()
 }

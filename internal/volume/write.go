@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"syscall"
@@ -25,7 +26,7 @@ func (v *Volume) WriteAt(p []byte, off int64, nowait bool) error {
 		return ErrClosed
 	}
 	defer v.calls.leave()
-	if err := checkRange(v.size, off, int64(len(p))); err != nil {
+	if err := checkRange(v.Size(), off, int64(len(p))); err != nil {
 		return err
 	}
 	if nowait && len(p) > admitChunk*blockSize {
@@ -62,7 +63,11 @@ func checkRange(size, off, n int64) error {
 func (v *Volume) writeBlocks(p []byte, first layout.BlockNo, nowait bool) error {
 	n := len(p) / blockSize
 	v.mu.Lock()
-	if err := v.admitLocked(n, trimReserve, nowait); err != nil {
+	err := v.admitLocked(n, trimReserve, nowait)
+	if err == nil {
+		err = v.insideLocked(first + layout.BlockNo(n))
+	}
+	if err != nil {
 		v.mu.Unlock()
 		return err
 	}
@@ -73,6 +78,15 @@ func (v *Volume) writeBlocks(p []byte, first layout.BlockNo, nowait bool) error 
 	}
 	v.tookLocked()
 	v.mu.Unlock()
+	return nil
+}
+
+// insideLocked refuses blocks that lie behind the end, which a shrinking may have
+// moved since the range was checked.
+func (v *Volume) insideLocked(end layout.BlockNo) error {
+	if uint64(end) > v.blocks() {
+		return fmt.Errorf("the volume was shrunk to %d bytes: %w", v.Size(), syscall.EINVAL)
+	}
 	return nil
 }
 
@@ -111,7 +125,7 @@ func (v *Volume) admitLocked(n, reserve int, nowait bool) error {
 				return ErrWouldBlock
 			}
 			if v.upkeepErr != nil && v.throttledLocked() {
-				return fmt.Errorf("volume %s: the log is full and its checkpoint fails: %w", v.name, v.upkeepErr)
+				return fmt.Errorf("volume %s: the log is full and its checkpoint fails: %w", v.Name(), v.upkeepErr)
 			}
 			v.kick()
 			v.kickUpkeep()
@@ -131,7 +145,7 @@ func (v *Volume) admitLocked(n, reserve int, nowait bool) error {
 		// tells that it cannot.
 		if attempt != 0 && v.attempts >= attempt && v.noSegment != nil {
 			if reclaimed || !isFull(v.noSegment) {
-				return fmt.Errorf("volume %s: no space for its log: %w", v.name, v.noSegment)
+				return fmt.Errorf("volume %s: no space for its log: %w", v.Name(), v.noSegment)
 			}
 			reclaimed, attempt = true, 0
 			v.mu.Unlock()
@@ -208,7 +222,11 @@ func (v *Volume) merge(p []byte, off int64, nowait bool) error {
 			}
 		}
 		v.mu.Lock()
-		if err := v.admitLocked(1, trimReserve, nowait); err != nil {
+		err := v.admitLocked(1, trimReserve, nowait)
+		if err == nil {
+			err = v.insideLocked(b + 1)
+		}
+		if err != nil {
 			v.mu.Unlock()
 			return err
 		}
@@ -236,7 +254,7 @@ func (v *Volume) ZeroAt(off, n int64, noHole bool) error {
 		return ErrClosed
 	}
 	defer v.calls.leave()
-	if err := checkRange(v.size, off, n); err != nil {
+	if err := checkRange(v.Size(), off, n); err != nil {
 		return err
 	}
 	kind := layout.Hole
@@ -253,7 +271,7 @@ func (v *Volume) ZeroAt(off, n int64, noHole bool) error {
 		return nil
 	}
 	tail := n % blockSize
-	if off+n == v.size {
+	if off+n == v.Size() {
 		tail = 0 // nothing is visible behind the end
 	}
 	first, last := layout.BlockNo(off/blockSize), layout.BlockNo((off+n-tail+blockSize-1)/blockSize)
@@ -274,12 +292,12 @@ func (v *Volume) TrimAt(off, n int64) error {
 		return ErrClosed
 	}
 	defer v.calls.leave()
-	if err := checkRange(v.size, off, n); err != nil {
+	if err := checkRange(v.Size(), off, n); err != nil {
 		return err
 	}
 	first := layout.BlockNo((off + blockSize - 1) / blockSize)
 	last := layout.BlockNo((off + n) / blockSize)
-	if off+n == v.size {
+	if off+n == v.Size() {
 		last = layout.BlockNo(v.blocks())
 	}
 	if first >= last {
@@ -295,7 +313,7 @@ var zeroBlock [blockSize]byte
 func (v *Volume) zeroBlocks(first, last layout.BlockNo, kind layout.Kind) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if err := v.admitLocked(1, 0, false); err != nil {
+	if err := errors.Join(v.admitLocked(1, 0, false), v.insideLocked(last)); err != nil {
 		return err
 	}
 	v.stats.zeroed.Add(1)

@@ -88,6 +88,65 @@ func (b *Bag) Remove(id ID) bool {
 	return true
 }
 
+// Next is the number that the next key will get.
+func (b *Bag) Next() uint32 {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.next
+}
+
+// Clone copies the bag with those of its keys that have a number below limit.
+// They keep their numbers and marks. The error is ErrWiped.
+func (b *Bag) Clone(limit uint32) (*Bag, error) {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	c := NewBag()
+	c.next = b.next
+	for _, k := range b.keys {
+		if k.number >= limit {
+			continue
+		}
+		own, err := k.key.clone()
+		if err != nil {
+			c.Wipe()
+			return nil, err
+		}
+		c.index[k.key.id] = len(c.keys)
+		k.key = own
+		c.keys = append(c.keys, k)
+	}
+	return c, nil
+}
+
+// Adopt adds the keys that only other has, with their numbers, and takes over
+// which one is written under. other is a later state of a clone of this bag. The
+// error is ErrWiped.
+func (b *Bag) Adopt(other *Bag) error {
+	next, err := other.Clone(math.MaxUint32)
+	if err != nil {
+		return err
+	}
+	defer next.Wipe()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i := range next.keys {
+		k := &next.keys[i]
+		at, ok := b.index[k.key.id]
+		if !ok {
+			own, err := k.key.clone()
+			if err != nil {
+				return err
+			}
+			at = len(b.keys)
+			b.keys = append(b.keys, bagKey{key: own, number: k.number})
+			b.index[k.key.id] = at
+		}
+		b.keys[at].writable = k.writable
+	}
+	b.next = max(b.next, next.next)
+	return nil
+}
+
 // Get finds a data key. It belongs to the bag: the caller does not wipe it.
 func (b *Bag) Get(id ID) (*DataKey, bool) {
 	b.mu.RLock()

@@ -5,7 +5,8 @@ import "time"
 const (
 	headMagic    = "FSXHEAD0"
 	headFixed    = 404
-	headFlagDone = 1
+	headFlagDone = 1 << 0
+	headFlagGoOn = 1 << 1
 
 	// MaxName is the longest name of a volume or snapshot, in bytes.
 	MaxName = 63
@@ -57,7 +58,8 @@ type Position struct {
 //
 //	  0  magic "FSXHEAD0"
 //	  8  store UUID, 16;  24 volume UUID, 16;  40 volume be32
-//	 44  flags be32 (bit 0: clean, the log ends exactly at the position)
+//	 44  flags be32 (bit 0: clean, the log ends exactly at the position;
+//	     bit 1: continues, the parent's history is the volume's own)
 //	 48  epoch be64: grows with every head
 //	 56  size be64;  64 smallest size ever, be64;  72 created be64, seconds
 //	 80  log position: segment be64, block be32, end be32, seq be64, MAC 32
@@ -78,6 +80,7 @@ type Head struct {
 	Store, UUID    UUID
 	Volume         VolumeID
 	Clean          bool
+	Continues      bool // a rollback made it: snapshots of the parent up to ParentSnapshot are its own
 	Epoch          uint64
 	Size, MinSize  uint64
 	Created        time.Time
@@ -108,6 +111,9 @@ func (h *Head) Encode(sign Signer) []byte {
 	flags := uint32(0)
 	if h.Clean {
 		flags = headFlagDone
+	}
+	if h.Continues {
+		flags |= headFlagGoOn
 	}
 	b = be.AppendUint32(b, flags)
 	for _, v := range []uint64{h.Epoch, h.Size, h.MinSize, uint64(h.Created.Unix()), uint64(h.Log.Segment)} {
@@ -146,7 +152,7 @@ func DecodeHead(b []byte, sign Signer) (*Head, error) {
 	c := newCursor(body[8:])
 	h := &Head{Store: UUID(c.take(16)), UUID: UUID(c.take(16)), Volume: VolumeID(c.u32())}
 	flags := c.u32()
-	h.Clean = flags&headFlagDone != 0
+	h.Clean, h.Continues = flags&headFlagDone != 0, flags&headFlagGoOn != 0
 	h.Epoch, h.Size, h.MinSize = c.u64(), c.u64(), c.u64()
 	h.Created = time.Unix(int64(c.u64()), 0).UTC()
 	h.Log = Position{Segment: SegmentNo(c.u64()), Block: c.u32(), End: c.u32(), Seq: Seq(c.u64()), MAC: MAC(c.take(32))}
@@ -165,8 +171,9 @@ func DecodeHead(b []byte, sign Signer) (*Head, error) {
 		return nil, corrupt("head", "name too long")
 	}
 	h.Name = string(c.take(n))
-	if !c.done() || flags&^headFlagDone != 0 || !ValidName(h.Name) || h.Size > MaxVolumeSize || h.Size%SectorSize != 0 || h.MinSize > h.Size ||
-		h.NewestSnapshot > h.MapEpoch || (h.NewestSnapshot == 0) != (h.Snapshots == 0) {
+	if !c.done() || flags&^(headFlagDone|headFlagGoOn) != 0 || !ValidName(h.Name) || h.Size > MaxVolumeSize || h.Size%SectorSize != 0 || h.MinSize > h.Size ||
+		h.NewestSnapshot > h.MapEpoch || (h.NewestSnapshot == 0) != (h.Snapshots == 0) ||
+		(h.Parent == 0) != (h.ParentSnapshot == 0) || h.Continues && h.Parent == 0 {
 		return nil, corrupt("head", "field out of range")
 	}
 	return h, nil

@@ -11,7 +11,38 @@ const (
 	headPrefix    = 'h' // | volume be32
 	extentPrefix  = 'e' // | owner be32 | extent be64
 	segmentPrefix = 's' // | volume be32 | segment be64 | slot u8
+	fatePrefix    = 'd' // | volume be32
+	volumesKey    = 'c'
 )
+
+// Fate is what becomes of a volume that was deleted. Like the list of volumes it
+// is authenticated by nothing.
+type Fate uint8
+
+const (
+	// Hidden volumes stay because something else needs their blocks.
+	Hidden Fate = 1
+	// Going volumes have no head any more; their files and records are removed.
+	Going Fate = 2
+)
+
+// FatePrefix is the prefix of the keys of deleted volumes' fates, of which the
+// value is one byte.
+func FatePrefix() []byte { return []byte{fatePrefix} }
+
+// FateKey is the key of a volume's fate.
+func FateKey(v VolumeID) []byte { return be.AppendUint32([]byte{fatePrefix}, uint32(v)) }
+
+// DecodeFate reads the key and the value of a volume's fate.
+func DecodeFate(key, val []byte) (v VolumeID, f Fate, err error) {
+	if len(key) != 5 || len(val) != 1 || Fate(val[0]) != Hidden && Fate(val[0]) != Going {
+		return 0, 0, corrupt("fate of a volume", "out of range")
+	}
+	return VolumeID(be.Uint32(key[1:])), Fate(val[0]), nil
+}
+
+// VolumesKey is the key of the greatest number that a volume ever had, be32.
+func VolumesKey() []byte { return []byte{volumesKey} }
 
 // HeadPrefix is the prefix of all heads' keys.
 func HeadPrefix() []byte { return []byte{headPrefix} }

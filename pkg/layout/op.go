@@ -43,7 +43,7 @@ type HomeRun struct {
 //	OpZero:    0 op u8 = 2 | 1 kind u8 (0 hole, 1 zero) | 2 zeros, 2
 //	           4 first block be64 | 12 count be64
 //	OpSnapshot: 0 op u8 = 16 | 1 name length u8 | 2 zeros, 2
-//	           4 created be64, seconds | 12 zeros, 8 | 20 name
+//	           4 created be64, seconds | 12 keys be32 | 16 zeros, 4 | 20 name
 //	OpDeleteSnapshot: 0 op u8 = 17 | 1 zeros, 3 | 4 snapshot be64 | 12 zeros, 8
 //
 // The ordinal of an extent, in its ExtentID, is its position among the
@@ -66,7 +66,8 @@ type Op struct {
 
 	// OpSnapshot
 	Name    string
-	Created int64 // seconds since 1970
+	Created int64  // seconds since 1970
+	Keys    uint32 // as of Snapshot
 
 	// OpDeleteSnapshot
 	Snapshot Seq
@@ -94,7 +95,8 @@ func (o *Op) append(dst []byte) []byte {
 		return be.AppendUint64(dst, o.Count)
 	case OpSnapshot:
 		dst = append(dst, byte(o.Code), byte(len(o.Name)), 0, 0)
-		dst = be.AppendUint64(be.AppendUint64(dst, uint64(o.Created)), 0)
+		dst = be.AppendUint64(dst, uint64(o.Created))
+		dst = be.AppendUint32(be.AppendUint32(dst, o.Keys), 0)
 		return append(dst, o.Name...)
 	case OpDeleteSnapshot:
 		dst = append(dst, byte(o.Code), 0, 0, 0)
@@ -133,8 +135,8 @@ func (o *Op) decode(c *cursor, r *Record) error {
 	case OpSnapshot:
 		n := int(c.u8())
 		c.zero(2)
-		o.Created = int64(c.u64())
-		c.zero(8)
+		o.Created, o.Keys = int64(c.u64()), c.u32()
+		c.zero(4)
 		if !c.ok || n > len(c.b) {
 			return corrupt("commit record", "snapshot out of range")
 		}

@@ -25,10 +25,12 @@ var floors = map[string][]string{
 	"pkg/layout/maptree": {"pkg/layout", "pkg/layout/metadb"},
 	"pkg/layout/seglog":  {"internal/vfs", "pkg/layout"},
 	"pkg/layout/store":   {"internal/vfs", "pkg/layout"},
+	// Volumes, snapshots and clones, as far as heads tell.
+	"pkg/snapshot": {"pkg/layout"},
 	// The server knows a block device and no store.
 	"pkg/nbdsrv": {},
 	// The engine: the only room where plaintext and placement meet.
-	"internal/volume": {"internal/vfs", "pkg/crypt", "pkg/layout", "pkg/layout/maptree", "pkg/layout/metadb", "pkg/layout/seglog", "pkg/layout/store"},
+	"internal/volume": {"internal/vfs", "pkg/crypt", "pkg/layout", "pkg/layout/maptree", "pkg/layout/metadb", "pkg/layout/seglog", "pkg/layout/store", "pkg/snapshot"},
 	// What the commands are made of.
 	"internal/convert": {},
 	"internal/cliutil": {"internal/volume", "pkg/crypt", "pkg/layout"},

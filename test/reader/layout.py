@@ -211,7 +211,7 @@ def operation(c, start, block, segment):
         return extent_operation(c, start, block, segment)
     if kind == 16:
         size = c.u(1)
-        c.zeros(2), c.u(8), c.zeros(8)
+        c.zeros(2), c.u(8), c.u(4), c.zeros(4)
         name = c.take(size)
         c.need(NAME.fullmatch(name), "a snapshot with a bad name")
         return Control(name, 0)
@@ -290,8 +290,8 @@ def head(data):
     c.u(8)
     tree = root(c)
     snapshot, snapshots, digest = c.u(8), c.u(4), c.take(32)
-    parent = c.u(4)
-    c.u(8), c.take(32)
+    parent, parent_snapshot = c.u(4), c.u(8)
+    c.take(32)
     key_id, bag, slots, superblock_digest = c.take(16), c.take(32), c.take(32), c.take(32)
     epoch_of_map = c.u(8)
     mode = c.u(1)
@@ -300,13 +300,14 @@ def head(data):
     message = data[:c.at]
     mac = c.take(32)
     c.end()
-    c.need(flags <= 1, "unknown flags")
+    c.need(flags <= 3, "unknown flags")
+    c.need((parent == 0) == (parent_snapshot == 0) and (parent > 0 or flags < 2), "bad parent")
     c.need(number > 0 and NAME.fullmatch(name), "bad number or name")
     c.need(size % 512 == 0 and smallest <= size <= 2**63 - 4096, "bad size")
     c.need(snapshot <= epoch_of_map and (snapshot == 0) == (snapshots == 0), "bad snapshots")
     c.need(mode in MODES, f"unknown mode {mode:#x}")
     c.need(tree.height == height(size), "the map's height is not that of the size")
-    return Head(uuid, number, bool(flags), epoch, size, position, tree, snapshot, snapshots,
+    return Head(uuid, number, bool(flags & 1), epoch, size, position, tree, snapshot, snapshots,
                 digest, parent, key_id, bag, slots, superblock_digest, mode, name.decode(),
                 store, message, mac)
 

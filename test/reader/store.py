@@ -54,9 +54,12 @@ class Store:
             found.append(head)
         return found
 
+    def deleted(self, number):
+        return b"d" + number.to_bytes(4, "big") in self.load_index()
+
     def head(self, name):
         """Returns the authentic head of a volume."""
-        named = [h for h in self.heads() if h.name == name]
+        named = [h for h in self.heads() if h.name == name and not self.deleted(h.number)]
         if len(named) != 1:
             raise Refused(f"{len(named)} volumes have the name {name}")
         self.authenticate(named[0])

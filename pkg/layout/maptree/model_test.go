@@ -184,6 +184,7 @@ func TestModel(t *testing.T) {
 		}
 	}
 	w.exclusive()
+	w.diffs()
 	w.noOrphans()
 	fresh := maptree.NewReader(w.db, maptree.ReaderOptions{CacheBytes: 1})
 	for _, v := range append(w.kept, w.heads...) {
@@ -259,6 +260,42 @@ func (w *world) exclusive() {
 		})
 		if err != nil || len(refs) != 0 || len(ids) != 0 {
 			w.t.Fatalf("%d of %d blocks and %d nodes missed: %v", len(refs), len(v.m), len(ids), err)
+		}
+	}
+}
+
+// diffs compares pairs of trees, whole and in part.
+func (w *world) diffs() {
+	all := append(slices.Clone(w.kept), w.heads...)
+	for range 200 {
+		a, b := all[w.rng.IntN(len(all))], all[w.rng.IntN(len(all))]
+		blocks := max(a.blocks, b.blocks)
+		from := w.rng.Uint64N(blocks)
+		to := from + 1 + w.rng.Uint64N(blocks)
+		if w.rng.UintN(2) == 0 {
+			from, to = 0, blocks+10
+		}
+		at, last := from, -1
+		err := w.r.Diff(context.Background(), a.root, b.root, layout.BlockNo(from), layout.BlockNo(to), func(start layout.BlockNo, n uint64, differs bool) bool {
+			kind := 0
+			if differs {
+				kind = 1
+			}
+			if uint64(start) != at || n == 0 || kind == last {
+				w.t.Fatalf("run %d+%d %v behind %d", start, n, differs, at)
+			}
+			last = kind
+			for ; at < uint64(start)+n; at++ {
+				x, y := a.m[at], b.m[at]
+				want := (x.kind == layout.Data || y.kind == layout.Data) && x != y
+				if want != differs {
+					w.t.Fatalf("block %d: %+v and %+v, differs %v", at, x, y, differs)
+				}
+			}
+			return true
+		})
+		if err != nil || at != to {
+			w.t.Fatalf("%d of [%d, %d): %v", at, from, to, err)
 		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -31,21 +32,60 @@ const (
 	MaxClass = 14
 )
 
-// Files is the directory of one volume's segments. It bounds the open
-// descriptors and keeps a small pool of dead files for reuse. All methods are
+// Files is the directory of one volume's segments. It
+// keeps a small pool of dead files for reuse. All methods are
 // safe for concurrent use.
 type Files struct {
-	fs      vfs.FS
-	dir     string
-	maxOpen int
+	fs    vfs.FS
+	dir   string
+	descs *Descriptors
 
 	mu   sync.RWMutex
 	segs map[layout.SegmentNo]*Segment
 
 	poolMu sync.Mutex
 	pool   []pooled
-	open   atomic.Int64
 	named  atomic.Bool // the directory's own entry is durable
+}
+
+// Descriptors bounds the open descriptors of many volumes' files together. It is
+// safe for concurrent use.
+type Descriptors struct {
+	limit int
+	open  atomic.Int64
+
+	mu   sync.Mutex
+	all  []*Files
+	hand int // whose idle descriptors are closed next
+}
+
+// NewDescriptors allows so many descriptors, and a few more for a moment.
+func NewDescriptors(limit int) *Descriptors { return &Descriptors{limit: max(limit, 8)} }
+
+func (d *Descriptors) add(f *Files) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.all = append(d.all, f)
+}
+
+func (d *Descriptors) remove(f *Files) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.all = slices.DeleteFunc(d.all, func(g *Files) bool { return g == f })
+}
+
+// closeIdle closes descriptors of segments nobody holds, sparing those touched
+// since its last pass. The caller holds a reference of its own segment.
+func (d *Descriptors) closeIdle() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	enough := int64(d.limit * 3 / 4)
+	for range 2 * len(d.all) {
+		d.hand = (d.hand + 1) % len(d.all)
+		if d.all[d.hand].closeIdle(enough) {
+			return
+		}
+	}
 }
 
 type pooled struct {
@@ -72,15 +112,13 @@ type Segment struct {
 
 // OpenFiles lists a volume's segment files. The directory may be missing: the
 // volume was never written.
-func OpenFiles(fsys vfs.FS, dir string, maxOpen int) (*Files, error) {
-	f := &Files{fs: fsys, dir: dir, maxOpen: max(maxOpen, 8), segs: map[layout.SegmentNo]*Segment{}}
+func OpenFiles(fsys vfs.FS, dir string, descs *Descriptors) (*Files, error) {
+	f := &Files{fs: fsys, dir: dir, descs: descs, segs: map[layout.SegmentNo]*Segment{}}
 	names, err := fsys.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return f, nil
-	}
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
+	descs.add(f)
 	for _, name := range names {
 		if no, ok := parseName(name); ok {
 			f.segs[no] = newSegment(no)
@@ -175,29 +213,28 @@ func (f *Files) File(s *Segment) (vfs.File, error) {
 		return nil, err
 	}
 	s.file.Store(&file)
-	if int(f.open.Add(1)) > f.maxOpen {
-		f.closeIdle()
+	if f.descs.open.Add(1) > int64(f.descs.limit) {
+		f.descs.closeIdle()
 	}
 	return file, nil
 }
 
-// closeIdle closes descriptors of segments nobody holds, sparing those touched
-// since its last pass. The caller holds a reference of its own segment.
-func (f *Files) closeIdle() {
+// closeIdle is Descriptors.closeIdle for one volume; it says whether so few are
+// open now that it is enough.
+func (f *Files) closeIdle(enough int64) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for pass := 0; pass < 2 && int(f.open.Load()) > f.maxOpen*3/4; pass++ {
-		for _, s := range f.segs {
-			if s.refs.Load() != 0 || s.file.Load() == nil || s.used.Swap(false) {
-				continue
-			}
-			// refs only grow under f.mu, which we hold.
-			(*s.file.Swap(nil)).Close()
-			if int(f.open.Add(-1)) <= f.maxOpen*3/4 {
-				return
-			}
+	for _, s := range f.segs {
+		if s.refs.Load() != 0 || s.file.Load() == nil || s.used.Swap(false) {
+			continue
+		}
+		// refs only grow under f.mu, which we hold.
+		(*s.file.Swap(nil)).Close()
+		if f.descs.open.Add(-1) <= enough {
+			return true
 		}
 	}
+	return f.descs.open.Load() <= enough
 }
 
 // Create makes segment no with room for 1<<class blocks, from a dead file of
@@ -224,7 +261,7 @@ func (f *Files) Create(no layout.SegmentNo, class uint8) error {
 	}
 	s := newSegment(no)
 	s.file.Store(&file)
-	f.open.Add(1)
+	f.descs.open.Add(1)
 	f.mu.Lock()
 	f.segs[no] = s
 	f.mu.Unlock()
@@ -285,7 +322,7 @@ func (f *Files) Retire(no layout.SegmentNo, class uint8, reuse bool) error {
 	<-s.dead
 	if p := s.file.Swap(nil); p != nil {
 		(*p).Close()
-		f.open.Add(-1)
+		f.descs.open.Add(-1)
 	}
 	if reuse {
 		f.poolMu.Lock()
@@ -333,16 +370,36 @@ func (f *Files) DrainPool() error {
 
 // Close closes all descriptors. Nobody may hold a segment.
 func (f *Files) Close() error {
+	f.descs.remove(f)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var errs error
 	for _, s := range f.segs {
 		if p := s.file.Swap(nil); p != nil {
 			errs = errors.Join(errs, (*p).Close())
-			f.open.Add(-1)
+			f.descs.open.Add(-1)
 		}
 	}
 	return errs
+}
+
+// RemoveAll removes what is left of the volume's directory: its segments are
+// gone for ever. Nobody may hold one.
+func (f *Files) RemoveAll() error {
+	errs := errors.Join(f.DrainPool(), f.Close())
+	for _, no := range f.List() {
+		if err := f.fs.Remove(f.path(no)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = errors.Join(errs, err)
+		}
+	}
+	if errs != nil {
+		return errs
+	}
+	err := f.fs.Remove(f.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return errors.Join(err, f.fs.SyncDir(filepath.Dir(f.dir)))
 }
 
 // SyncDir makes the directory's entries, and its own, durable.

@@ -3,6 +3,7 @@
 package store
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
@@ -12,6 +13,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -266,31 +268,37 @@ const (
 	maxKeyringLen = areaSize - areaHeader
 )
 
-// ReadKeyring returns the body of the newest valid area and its generation. It
-// is durable: an area that a killed process wrote is synced before it is
-// believed.
-func (d *Dir) ReadKeyring() (body []byte, generation uint64, err error) {
+// KeyringArea is one valid area of the keyring file.
+type KeyringArea struct {
+	Body       []byte
+	Generation uint64
+}
+
+// ReadKeyring returns the valid areas, the newest first: at least one. They are
+// durable: an area that a killed process wrote is synced before it is believed.
+func (d *Dir) ReadKeyring() (areas []KeyringArea, err error) {
 	f, err := d.fs.OpenFile(filepath.Join(d.Path, keyringName), os.O_RDONLY, 0)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	defer f.Close()
 	if err := f.Datasync(); err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	for area := range int64(2) {
 		b, gen, err := readArea(f, area*areaSize)
 		if err != nil {
-			return nil, 0, err
+			return nil, err
 		}
-		if b != nil && gen != 0 && gen%2 == uint64(area) && gen > generation {
-			body, generation = b, gen
+		if b != nil && gen != 0 && gen%2 == uint64(area) {
+			areas = append(areas, KeyringArea{b, gen})
 		}
 	}
-	if body == nil {
-		return nil, 0, fmt.Errorf("%s: keyring: %w: no valid area", d.Path, layout.ErrCorrupt)
+	if len(areas) == 0 {
+		return nil, fmt.Errorf("%s: keyring: %w: no valid area", d.Path, layout.ErrCorrupt)
 	}
-	return body, generation, nil
+	slices.SortFunc(areas, func(a, b KeyringArea) int { return cmp.Compare(b.Generation, a.Generation) })
+	return areas, nil
 }
 
 func readArea(f vfs.File, off int64) (body []byte, gen uint64, err error) {
@@ -326,8 +334,9 @@ func areaSum(header, body []byte) (sum layout.Hash) {
 	return sum
 }
 
-// WriteKeyring writes the body into the older area and syncs it, so that a
-// torn write leaves the newer one. generation is the one after the last read.
+// WriteKeyring writes the body into the area that the generation belongs to, and
+// syncs it: with the generation after the newest into the older area, so that a
+// torn write leaves the newer one.
 func (d *Dir) WriteKeyring(body []byte, generation uint64) error {
 	if len(body) > maxKeyringLen {
 		return fmt.Errorf("keyring: %d bytes are too many", len(body))

@@ -1,0 +1,141 @@
+package volume
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+
+	"github.com/fsximg/fsx/pkg/crypt"
+	"github.com/fsximg/fsx/pkg/layout"
+	"github.com/fsximg/fsx/pkg/layout/store"
+)
+
+// Keyring is the store's keyring as it is now, for reading.
+func (s *Store) Keyring() *crypt.Keyring {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.keyring
+}
+
+// Unlock opens every volume key that one of the secrets opens. ErrWrongKey
+// says that none did.
+func (s *Store) Unlock(secrets []crypt.Secret) error {
+	keys, err := s.Keyring().Unlock(secrets...)
+	if err != nil {
+		return fmt.Errorf("%s: %w", s.dir.Path, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, k := range keys {
+		if s.keys[k.ID()] != nil {
+			k.Wipe()
+			continue
+		}
+		s.keys[k.ID()] = k
+	}
+	return nil
+}
+
+// storedRing is an area of the keyring file, decoded.
+type storedRing struct {
+	store.KeyringArea
+	ring *crypt.Keyring
+}
+
+// readKeyring returns the areas of the keyring file that are whole, the newest
+// first: at least one.
+func (s *Store) readKeyring() (rings []storedRing, err error) {
+	areas, err := s.dir.ReadKeyring()
+	if err != nil {
+		return nil, mapCorrupt(err)
+	}
+	for _, a := range areas {
+		ring, parseErr := crypt.ParseKeyring(a.Body, crypt.UUID(s.dir.Super.UUID))
+		if parseErr != nil {
+			err = errors.Join(err, parseErr)
+			continue
+		}
+		rings = append(rings, storedRing{a, ring})
+	}
+	if len(rings) == 0 {
+		return nil, fmt.Errorf("%s: keyring: %w: %w", s.dir.Path, ErrDamaged, err)
+	}
+	return rings, nil
+}
+
+// settleKeyring chooses between two areas that differ, which a change of keys
+// that was interrupted leaves: the one that the heads name. A store that may be
+// written then gets both areas alike.
+func (s *Store) settleKeyring(rings []storedRing) error {
+	newest := rings[0]
+	s.keyring, s.ringGen = newest.ring, newest.Generation
+	if len(rings) == 1 || bytes.Equal(newest.Body, rings[1].Body) {
+		return nil
+	}
+	body, gen := newest.Body, newest.Generation+1
+	if !s.fits(newest.ring) {
+		if !s.fits(rings[1].ring) {
+			return nil // damage, which opening the volumes will find
+		}
+		s.log.Info("undone: a change of the keys that was interrupted")
+		// In place of the change: were this write torn, the right one must be left.
+		s.keyring, body, gen = rings[1].ring, rings[1].Body, newest.Generation
+	}
+	if s.opt.ReadOnly {
+		return nil
+	}
+	s.ringGen = gen
+	return s.dir.WriteKeyring(body, gen)
+}
+
+// fits says whether a keyring is the one that all heads name, with nothing
+// beside what they name.
+func (s *Store) fits(ring *crypt.Keyring) bool {
+	known := map[crypt.UUID]bool{}
+	for _, h := range s.heads {
+		bag, ok := ring.BagDigest(crypt.UUID(h.UUID))
+		if !ok || layout.Hash(bag) != h.BagDigest || layout.Hash(ring.SlotsDigest(crypt.ID(h.VolumeKey))) != h.SlotsDigest {
+			return false
+		}
+		known[crypt.UUID(h.UUID)] = true
+	}
+	for _, b := range ring.Bags() {
+		if !known[b.Volume] {
+			return false
+		}
+	}
+	return true
+}
+
+// changeKeys changes the keyring, together with what commit makes durable in one
+// transaction of the index: heads that name the changed keyring. Between the
+// two, and after a crash there, the areas differ, and the heads tell which one
+// counts. The caller holds ops.
+func (s *Store) changeKeys(change func(*crypt.Keyring) error, commit func(*crypt.Keyring) error) error {
+	old := s.Keyring().Encode()
+	next, err := crypt.ParseKeyring(old, crypt.UUID(s.dir.Super.UUID))
+	if err != nil {
+		return err
+	}
+	if err := change(next); err != nil {
+		return err
+	}
+	body := next.Encode()
+	gen := s.ringGen + 1
+	err = s.dir.WriteKeyring(body, gen)
+	if err == nil {
+		err = commit(next)
+	}
+	if err != nil {
+		// The area that was overwritten gets what still counts.
+		return errors.Join(err, s.dir.WriteKeyring(old, gen), s.setKeyring(s.Keyring(), gen))
+	}
+	return errors.Join(s.setKeyring(next, gen+1), s.dir.WriteKeyring(body, gen+1))
+}
+
+func (s *Store) setKeyring(ring *crypt.Keyring, gen uint64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.keyring, s.ringGen = ring, gen
+	return nil
+}

@@ -1,0 +1,107 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+
+	"github.com/fsximg/fsx/pkg/crypt"
+)
+
+// ErrNewerSnapshots says that a rollback would lose snapshots.
+var ErrNewerSnapshots = errors.New("there are newer snapshots")
+
+// Rollback makes a volume what it was at a snapshot. Its name then stands for
+// another volume, a clone of the snapshot, with the same keys; what the volume
+// was until now is gone. Whoever uses the old one gets ErrClosed. Newer
+// snapshots, of which the names are returned, are deleted with force, and
+// otherwise the error is ErrNewerSnapshots.
+func (s *Store) Rollback(ctx context.Context, volume, snapshot string, force bool) (deleted []string, err error) {
+	if !s.calls.enter() {
+		return nil, ErrClosed
+	}
+	defer s.calls.leave()
+	s.ops.Lock()
+	defer s.ops.Unlock()
+	if s.opt.ReadOnly {
+		return nil, ErrReadOnly
+	}
+	v, err := s.Volume(volume)
+	if err != nil {
+		return nil, err
+	}
+	w, info, err := v.findSnapshot(snapshot)
+	if err != nil {
+		return nil, err
+	}
+	newer, err := s.newerSnapshots(v, info.Name)
+	if err != nil {
+		return nil, err
+	}
+	if len(newer) > 0 && !force {
+		return newer, fmt.Errorf("%w: %s", ErrNewerSnapshots, strings.Join(newer, ", "))
+	}
+	if err := s.rollBackTo(ctx, v, w, info); err != nil {
+		return nil, err
+	}
+	// The old volume's log must be whole: its older snapshots are still needed.
+	if err := v.close(); err != nil {
+		s.log.Warn("close what the volume was", "volume", volume, "err", err)
+	}
+	s.mu.Lock()
+	delete(s.volumes, v.id)
+	s.mu.Unlock()
+	if err := s.dropUseless(ctx); err != nil {
+		return newer, err
+	}
+	// From the newest to the snapshot's volume, nothing else is needed.
+	for id := v.id; id != 0; {
+		s.mu.RLock()
+		h, found := s.heads[id]
+		s.mu.RUnlock()
+		if !found {
+			break
+		}
+		if err := s.emptyHidden(ctx, id); err != nil {
+			s.log.Warn("space of what the volume was stays allocated", "volume", volume, "err", err)
+		}
+		if id == w.id || !h.Continues {
+			break
+		}
+		id = h.Parent
+	}
+	return newer, nil
+}
+
+// newerSnapshots names a volume's snapshots that are newer than one of them.
+func (s *Store) newerSnapshots(v *Volume, name string) (newer []string, err error) {
+	all, err := v.history()
+	for i := range all {
+		if all[i].Name == name {
+			for _, n := range all[i+1:] {
+				newer = append(newer, n.Name)
+			}
+		}
+	}
+	return newer, err
+}
+
+func (s *Store) rollBackTo(ctx context.Context, v, w *Volume, info SnapshotInfo) error {
+	w.upkeep.Lock()
+	defer w.upkeep.Unlock()
+	snap, err := w.checkpointedLocked(ctx, info.Number)
+	if err != nil {
+		return err
+	}
+	n := newVolume{
+		name: v.Name(), origin: originOf(w, snap), continues: true, mode: crypt.Mode(v.headNow().Mode),
+		vk: s.keyOf(v.headNow().VolumeKey), replaces: v.id,
+	}
+	if n.bag, err = v.bag.Clone(math.MaxUint32); err != nil {
+		return err
+	}
+	defer n.bag.Wipe()
+	return s.addVolume(n)
+}
