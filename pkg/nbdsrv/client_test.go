@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -86,6 +87,7 @@ type client struct {
 	t testing.TB
 	net.Conn
 	structured bool
+	contexts   []uint32 // the ids that a BLOCK_STATUS has to tell of
 	flags      uint16
 	size       uint64
 }
@@ -99,7 +101,7 @@ func (s *server) dial(t testing.TB) *client {
 	}
 	_ = nc.SetDeadline(time.Now().Add(20 * time.Second))
 	t.Cleanup(func() { _ = nc.Close() })
-	return &client{t: t, Conn: nc}
+	return &client{t: t, Conn: nc, contexts: []uint32{1}}
 }
 
 // hello takes the greeting and answers with the flags.
@@ -117,12 +119,29 @@ func (s *server) connect(t testing.TB, name string, structured bool) *client {
 	c := s.hello(t, 3)
 	if structured {
 		c.structure()
-		c.option(oSetMeta, meta(name, "base:allocation"))
-		c.expectReply(oSetMeta, rMeta, append(be32(1), "base:allocation"...))
-		c.expectReply(oSetMeta, rAck, nil)
+		c.choose(name, "base:allocation")
 	}
 	c.enter(name)
 	return c
+}
+
+// choose selects metadata contexts, all of which have to exist.
+func (c *client) choose(name string, contexts ...string) {
+	c.t.Helper()
+	c.option(oSetMeta, meta(name, contexts...))
+	c.contexts = nil
+	next := uint32(2)
+	for _, context := range contexts {
+		id := next
+		if context == "base:allocation" {
+			id = 1
+		} else {
+			next++
+		}
+		c.expectReply(oSetMeta, rMeta, append(be32(id), context...))
+		c.contexts = append(c.contexts, id)
+	}
+	c.expectReply(oSetMeta, rAck, nil)
 }
 
 func (c *client) structure() {
@@ -217,15 +236,17 @@ type answer struct {
 	data   []byte // of READ
 	chunks []uint16
 	text   string
-	at     int64 // of ERROR_OFFSET, or -1
-	status []uint32
+	at     int64               // of ERROR_OFFSET, or -1
+	status []uint32            // in context 1
+	in     map[uint32][]uint32 // the same by context
+	size   int                 // of all chunks with their headers
 	simple bool
 }
 
 // answer reads one reply. n is the length of the READ it belongs to, if any.
 func (c *client) answer(n int) answer {
 	c.t.Helper()
-	a := answer{at: -1}
+	a := answer{at: -1, in: map[uint32][]uint32{}}
 	if magic := binary.BigEndian.Uint32(c.read(4)); magic == magicSimple {
 		a.simple = true
 		a.errno = binary.BigEndian.Uint32(c.read(4))
@@ -243,8 +264,15 @@ func (c *client) answer(n int) answer {
 		a.cookie = binary.BigEndian.Uint64(p[4:])
 		body := c.read(int(binary.BigEndian.Uint32(p[12:])))
 		a.chunks = append(a.chunks, typ)
+		a.size += 20 + len(body)
 		c.chunk(&a, typ, body)
+		if flags > 1 {
+			c.t.Fatalf("chunk flags %#x", flags)
+		}
 		if flags == 1 {
+			if typ == 5 && len(a.in) != len(c.contexts) {
+				c.t.Fatalf("status in %d contexts, want %d", len(a.in), len(c.contexts))
+			}
 			return a
 		}
 		c.expect(be32(magicStructured))
@@ -261,12 +289,17 @@ func (c *client) chunk(a *answer, typ uint16, body []byte) {
 	case 1:
 		a.data = append(a.data, body[8:]...)
 	case 5:
-		if binary.BigEndian.Uint32(body) != 1 || (len(body)-4)%8 != 0 || len(body) < 12 {
+		if (len(body)-4)%8 != 0 || len(body) < 12 {
 			c.t.Fatalf("BLOCK_STATUS chunk %x", body)
 		}
-		for body = body[4:]; len(body) > 0; body = body[4:] {
-			a.status = append(a.status, binary.BigEndian.Uint32(body))
+		id := binary.BigEndian.Uint32(body)
+		if !slices.Contains(c.contexts, id) || a.in[id] != nil {
+			c.t.Fatalf("BLOCK_STATUS chunk of context %d", id)
 		}
+		for body = body[4:]; len(body) > 0; body = body[4:] {
+			a.in[id] = append(a.in[id], binary.BigEndian.Uint32(body))
+		}
+		a.status = a.in[1]
 	case 1<<15 + 1, 1<<15 + 2:
 		a.errno = binary.BigEndian.Uint32(body)
 		n := binary.BigEndian.Uint16(body[4:])

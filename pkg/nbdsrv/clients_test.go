@@ -108,6 +108,33 @@ func TestClientNbdinfoMap(t *testing.T) {
 	}
 }
 
+func TestClientNbdinfoContexts(t *testing.T) {
+	run := program(t, "nbdinfo")
+	s, _ := serveContexts(t, 3*ramBlock)
+	var list struct {
+		Exports []struct{ Contexts []string }
+	}
+	if err := json.Unmarshal([]byte(run("--json", s.uri("main"))), &list); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"base:allocation", depth, key, dirtyA, dirtyB}; fmt.Sprint(list.Exports) != fmt.Sprintf("[{%v}]", want) {
+		t.Errorf("contexts %v, want %v", list.Exports, want)
+	}
+	for context, flags := range map[string]int{depth: 2, dirtyB: 5} {
+		var got []struct{ Offset, Length, Type int64 }
+		if err := json.Unmarshal([]byte(run("--json", "--map="+context, s.uri("main"))), &got); err != nil {
+			t.Fatal(err)
+		}
+		want := fmt.Sprintf("[{0 4096 %d} {4096 8192 0}]", flags)
+		if context == depth {
+			want = "[{0 4096 2} {4096 4096 0} {8192 4096 2}]"
+		}
+		if fmt.Sprint(got) != want {
+			t.Errorf("%s: map %v\nwant %s", context, got, want)
+		}
+	}
+}
+
 func TestClientNbdcopy(t *testing.T) {
 	run := program(t, "nbdcopy")
 	for _, cold := range []bool{false, true} {
@@ -192,13 +219,18 @@ func TestClientNbdsh(t *testing.T) {
 	if out, err := exec.Command("/usr/bin/python3", "-c", "import nbd").CombinedOutput(); err != nil {
 		t.Skipf("NOT TESTED: python3-libnbd is not installed: %s", out)
 	}
-	s, _ := serveRAM(t, nbdsrv.Config{}, 8<<20)
+	s, _ := serveContexts(t, 8<<20)
 	run("-c", `
 import errno
+h.add_meta_context("`+key+`")
 h.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
+h.add_meta_context("`+dirtyA+`")
+h.add_meta_context("x-fsx:dirty:none")
 h.set_strict_mode(0)
 h.connect_uri("`+s.uri("main")+`")
 assert h.can_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
+assert h.can_meta_context("`+key+`") and h.can_meta_context("`+dirtyA+`")
+assert not h.can_meta_context("x-fsx:dirty:none") and not h.can_meta_context("`+depth+`")
 assert h.get_structured_replies_negotiated()
 size = h.get_size()
 
@@ -230,10 +262,13 @@ h.zero(65536, 0, nbd.CMD_FLAG_FAST_ZERO | nbd.CMD_FLAG_NO_HOLE)
 h.trim(65536, 1 << 20, nbd.CMD_FLAG_FUA)
 h.cache(1 << 20, 0)
 h.flush()
-entries = []
-h.block_status(size, 0, lambda ctx, off, e, err: entries.append((ctx, e)))
-assert len(entries) == 1 and entries[0][0] == "base:allocation", entries
-assert sum(entries[0][1][0::2]) == size, entries
+entries = {}
+h.block_status(size, 0, lambda ctx, off, e, err: entries.__setitem__(ctx, list(e)))
+assert sorted(entries) == ["base:allocation", "`+dirtyA+`", "`+key+`"], entries
+for e in entries.values():
+    assert sum(e[0::2]) == size, entries
+assert entries["`+key+`"][:4] == [4096, 3, 8192, 0], entries
+assert entries["`+dirtyA+`"][:4] == [4096, 4, 12288, 0], entries
 
 done = [h.aio_pread(nbd.Buffer(4096), i * 4096) for i in range(64)]
 while h.aio_in_flight():

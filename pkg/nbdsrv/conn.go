@@ -53,7 +53,7 @@ type conn struct {
 	shared     *served
 	structured bool
 	readOnly   bool
-	allocation bool
+	contexts   []metaContext              // what BLOCK_STATUS tells of
 	allowed    [cmdBlockStatus + 1]uint16 // flags that each command takes
 	workFn     func()
 	syncFn     func()
@@ -113,7 +113,7 @@ func (c *conn) transmit(ses *session) error {
 	c.dev = ses.open.export.Device
 	c.shared = c.srv.acquire(c.dev)
 	defer c.srv.release(c.shared)
-	c.structured, c.allocation = ses.structured, ses.allocation
+	c.structured, c.contexts = ses.structured, ses.contexts
 	c.readOnly = ses.open.export.ReadOnly || c.dev.ReadOnly()
 	c.allowed = allowedFlags(c.structured)
 	c.takeBatch()

@@ -14,8 +14,10 @@ import (
 // them, an export stays open, or more memory was allocated than the limits
 // allow. A panic of the server is a panic of the test.
 func fuzzServe(t *testing.T, stream []byte) {
+	d := newRAM(1 << 20)
+	d.offer(everyNth("qemu:allocation-depth", 3), everyNth("x-fsx:dirty:a", 1))
 	exports := newExports().
-		add(nbdsrv.Export{Name: "main", Description: "d", Device: newRAM(1 << 20)}).
+		add(nbdsrv.Export{Name: "main", Description: "d", Device: d}).
 		add(nbdsrv.Export{Name: "ro", ReadOnly: true, Device: newRAM(1 << 20)})
 	s := nbdsrv.New(nbdsrv.Config{Exports: exports, HandshakeTimeout: 5 * time.Second})
 	near, far := net.Pipe()
@@ -59,6 +61,8 @@ func FuzzNegotiation(f *testing.F) {
 		join(be32(0), opt(oExportName, []byte("ro"))),
 		join(flags, opt(oInfo, info("main", 0, 1, 2, 3)), opt(oGo, info("none"))),
 		join(flags, opt(oStructured, nil), opt(oListMeta, meta("main")), opt(oSetMeta, meta("main", "base:allocation", "base:")), opt(oGo, info("main", 3))),
+		join(flags, opt(oListMeta, meta("main", "qemu:", "x-fsx:dirty:", ":", "")), opt(oStructured, nil),
+			opt(oSetMeta, meta("main", "x-fsx:dirty:a", "x-fsx:dirty:b", "qemu:", "base:allocation")), opt(oGo, info("main"))),
 		join(flags, opt(oStartTLS, nil), opt(oExtended, nil), opt(99, []byte("x"))),
 		join(flags, be64(magicOption), be32(oGo), be32(0xffffffff)),
 		join(flags, be64(magicOption), be32(oSetMeta), be32(1<<20)),
@@ -94,7 +98,7 @@ func FuzzTransmission(f *testing.F) {
 		}
 		hello := be32(3)
 		if structured {
-			hello = join(hello, opt(oStructured, nil), opt(oSetMeta, meta(name, "base:allocation")))
+			hello = join(hello, opt(oStructured, nil), opt(oSetMeta, meta(name, "x-fsx:dirty:a", "base:allocation", "qemu:allocation-depth")))
 		}
 		fuzzServe(t, join(hello, opt(oGo, info(name)), stream))
 	})

@@ -54,12 +54,6 @@ type handshake struct {
 	payload [20]byte
 }
 
-// metaState is what SET_META_CONTEXT left: it holds for one export name.
-type metaState struct {
-	export     string
-	allocation bool
-}
-
 // openExport is an export in use.
 type openExport struct {
 	name    string // as the client asked
@@ -71,7 +65,7 @@ type openExport struct {
 type session struct {
 	open       *openExport
 	structured bool
-	allocation bool
+	contexts   []metaContext
 	early      []byte // what the client sent behind its last option
 }
 
@@ -93,12 +87,11 @@ func (s *Server) negotiate(nc net.Conn) (*session, error) {
 	}
 	early := make([]byte, h.br.Buffered())
 	_, _ = io.ReadFull(h.br, early)
-	return &session{
-		open:       open,
-		structured: h.structured,
-		allocation: h.meta.allocation && h.meta.export == open.name,
-		early:      early,
-	}, nil
+	ses := &session{open: open, structured: h.structured, early: early}
+	if h.meta.export == open.name {
+		ses.contexts = h.meta.contexts
+	}
+	return ses, nil
 }
 
 // run greets and answers options until one of them starts the transmission.

@@ -1,6 +1,6 @@
 // Package nbdsrv is a Network Block Device server over a small Device
 // interface: fixed newstyle negotiation, simple and structured replies,
-// base:allocation, and every command of the baseline and its extensions up to
+// metadata contexts, and every command of the baseline and its extensions up to
 // WRITE_ZEROES, BLOCK_STATUS and CACHE. docs/nbd.md says what is supported,
 // how it is tested and where it deviates.
 //
@@ -91,10 +91,26 @@ type Device interface {
 	// connection. Once it has failed it has to keep failing.
 	Flush() error
 	// Status calls fn with consecutive runs from off on until fn returns
-	// false or n bytes are covered.
+	// false or n bytes are covered. It is what base:allocation tells.
 	Status(off, n int64, fn func(length int64, hole, zero bool) bool) error
 	// Prefetch brings the range into memory if that is worth it.
 	Prefetch(off, n int64) error
+}
+
+// Contexts is what a Device may offer beyond base:allocation. A Device whose
+// list is empty is like one without these methods, so that a wrapper can have
+// them whatever it wraps. They are safe for concurrent use.
+type Contexts interface {
+	// Contexts lists the names of the metadata contexts, "namespace:leaf",
+	// that can be selected now, each once ("Metadata querying"). What is in
+	// the namespace base, or is no valid name, is not offered. They may
+	// change while the server runs; a name that a client has selected stays
+	// its until the connection ends (StatusIn then may fail).
+	Contexts() []string
+	// StatusIn calls fn with consecutive runs in a context from off on, with
+	// the context's own flags, until fn returns false or n bytes are
+	// covered. It covers at least a byte or fails.
+	StatusIn(context string, off, n int64, fn func(length int64, flags uint32) bool) error
 }
 
 // Export is a device under a name.

@@ -113,6 +113,7 @@ const (
 	chunkHeaderLen   = 20
 	dataChunkLen     = chunkHeaderLen + 8 // header of an OFFSET_DATA chunk
 	errorChunkMin    = chunkHeaderLen + 6
+	statusChunkLen   = chunkHeaderLen + 4 // header of a BLOCK_STATUS chunk
 	blockStatusEntry = 8
 	maxString        = 4096 // "Conventions"
 )
@@ -160,12 +161,12 @@ func putSimpleReply(p []byte, cookie uint64, errno uint32) int {
 	return simpleReplyLen
 }
 
-// putChunkHeader writes the header of a structured reply's last chunk to p;
-// n is the length of the chunk's payload.
-func putChunkHeader(p []byte, typ uint16, cookie uint64, n uint32) int {
+// putChunkHeader writes the header of a structured reply's chunk to p; flags
+// are chunkFlagDone for the last one, n is the length of the chunk's payload.
+func putChunkHeader(p []byte, flags, typ uint16, cookie uint64, n uint32) int {
 	_ = p[chunkHeaderLen-1]
 	binary.BigEndian.PutUint32(p, structuredMagic)
-	binary.BigEndian.PutUint16(p[4:], chunkFlagDone)
+	binary.BigEndian.PutUint16(p[4:], flags)
 	binary.BigEndian.PutUint16(p[6:], typ)
 	binary.BigEndian.PutUint64(p[8:], cookie)
 	binary.BigEndian.PutUint32(p[16:], n)
@@ -180,7 +181,7 @@ func putErrorChunk(p []byte, cookie uint64, errno uint32, msg string, at int64) 
 		typ, tail = chunkErrorOffset, 8
 	}
 	n := copy(p[errorChunkMin:len(p)-tail], msg)
-	putChunkHeader(p, typ, cookie, uint32(6+n+tail))
+	putChunkHeader(p, chunkFlagDone, typ, cookie, uint32(6+n+tail))
 	binary.BigEndian.PutUint32(p[chunkHeaderLen:], errno)
 	binary.BigEndian.PutUint16(p[chunkHeaderLen+4:], uint16(n))
 	if at >= 0 {

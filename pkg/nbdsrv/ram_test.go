@@ -3,6 +3,7 @@ package nbdsrv_test
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -20,18 +21,26 @@ type ramDevice struct {
 	// noisy clobbers the slack behind ReadAt's buffer.
 	noisy bool
 
-	mu    sync.RWMutex
-	data  []byte
-	state []byte // per block: 0 hole, 1 zero, 2 data
+	mu       sync.RWMutex
+	data     []byte
+	state    []byte // per block: 0 hole, 1 zero, 2 data
+	contexts []ramContext
 
-	hooks   sync.RWMutex
-	onRead  func(off int64, n int) error
-	onWrite func(off int64, n int) error // only calls that may wait, if cold
-	onFlush func() error
-	onZero  func(off, n int64, noHole bool) error
-	onTrim  func(off, n int64) error
+	hooks      sync.RWMutex
+	onRead     func(off int64, n int) error
+	onWrite    func(off int64, n int) error // only calls that may wait, if cold
+	onFlush    func() error
+	onZero     func(off, n int64, noHole bool) error
+	onTrim     func(off, n int64) error
+	onStatusIn func(context string) error
 
 	flushes, prefetches, trims, zeroes atomic.Int64
+}
+
+// ramContext is a metadata context: its name, and the flags of each block.
+type ramContext struct {
+	name  string
+	flags func(block int64) uint32
 }
 
 func newRAM(size int64) *ramDevice {
@@ -194,11 +203,55 @@ func (d *ramDevice) Status(off, n int64, fn func(int64, bool, bool) bool) error 
 	return nil
 }
 
+// offer replaces the metadata contexts.
+func (d *ramDevice) offer(contexts ...ramContext) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.contexts = contexts
+}
+
+func (d *ramDevice) Contexts() (names []string) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	for _, c := range d.contexts {
+		names = append(names, c.name)
+	}
+	return names
+}
+
+func (d *ramDevice) StatusIn(context string, off, n int64, fn func(int64, uint32) bool) error {
+	d.inside(off, n)
+	d.hooks.RLock()
+	hook := d.onStatusIn
+	d.hooks.RUnlock()
+	if hook != nil {
+		if err := hook(context); err != nil {
+			return err
+		}
+	}
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	i := slices.IndexFunc(d.contexts, func(c ramContext) bool { return c.name == context })
+	if i < 0 {
+		return fmt.Errorf("context %q is gone: %w", context, syscall.EINVAL)
+	}
+	for end := off + n; off < end; {
+		next := min((off/ramBlock+1)*ramBlock, end)
+		if !fn(next-off, d.contexts[i].flags(off/ramBlock)) {
+			return nil
+		}
+		off = next
+	}
+	return nil
+}
+
 func (d *ramDevice) Prefetch(off, n int64) error {
 	d.inside(off, n)
 	d.prefetches.Add(1)
 	return nil
 }
+
+var _ nbdsrv.Contexts = (*ramDevice)(nil)
 
 // exportMap serves devices by name; "" is its own entry.
 type exportMap struct {

@@ -27,7 +27,7 @@ func (c *conn) putReadHeader(p []byte, r request) {
 		putSimpleReply(p, r.cookie, 0)
 		return
 	}
-	putChunkHeader(p, chunkOffsetData, r.cookie, r.length+8)
+	putChunkHeader(p, chunkFlagDone, chunkOffsetData, r.cookie, r.length+8)
 	binary.BigEndian.PutUint64(p[chunkHeaderLen:], r.offset)
 }
 
@@ -36,7 +36,7 @@ func (c *conn) putReadHeader(p []byte, r request) {
 // length.
 func (c *conn) putEmpty(p []byte, r request) int {
 	if c.structured && r.cmd == cmdRead {
-		return putChunkHeader(p, chunkNone, r.cookie, 0)
+		return putChunkHeader(p, chunkFlagDone, chunkNone, r.cookie, 0)
 	}
 	return putSimpleReply(p, r.cookie, 0)
 }

@@ -51,7 +51,7 @@ func (c *conn) check(r request) *failure {
 		return failPastEnd
 	}
 	if r.cmd == cmdBlockStatus {
-		if !c.allocation {
+		if len(c.contexts) == 0 {
 			return failNoContext
 		}
 		if r.length == 0 {
@@ -110,7 +110,7 @@ func (c *conn) serve(r request) error {
 		}
 		return c.writeLarge(r)
 	case cmdBlockStatus:
-		return c.dispatch(r, blockStatusSize(r))
+		return c.dispatch(r, c.blockStatusSize(r))
 	default:
 		return c.dispatch(r, 0)
 	}

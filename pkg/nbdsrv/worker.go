@@ -84,7 +84,7 @@ func (c *conn) runTask(t *task) {
 		}
 	}
 	if n > 0 {
-		c.settleStatus(t, n)
+		t.reply = statusReply(t)[:n]
 	} else {
 		c.settle(t, err)
 	}
@@ -92,7 +92,7 @@ func (c *conn) runTask(t *task) {
 }
 
 // execute calls the device and may wait for it. n is the length of a
-// BLOCK_STATUS payload.
+// successful BLOCK_STATUS's reply.
 func (c *conn) execute(t *task) (n int, err error) {
 	off, length := int64(t.r.offset), int64(t.r.length)
 	switch t.r.cmd {
