@@ -14,7 +14,10 @@ import (
 // volume are equal, by which the server recognises them.
 type device struct{ nbdsrv.Device }
 
-var _ nbdsrv.Device = device{}
+var (
+	_ nbdsrv.Device   = device{}
+	_ nbdsrv.Contexts = device{}
+)
 
 func (d device) ReadAt(p []byte, off int64, nowait bool) error {
 	return wire(d.Device.ReadAt(p, off, nowait))
@@ -33,6 +36,22 @@ func (d device) Prefetch(off, n int64) error { return wire(d.Device.Prefetch(off
 
 func (d device) Status(off, n int64, fn func(length int64, hole, zero bool) bool) error {
 	return wire(d.Device.Status(off, n, fn))
+}
+
+// Contexts is empty where the inner device has none.
+func (d device) Contexts() []string {
+	if inner, ok := d.Device.(nbdsrv.Contexts); ok {
+		return inner.Contexts()
+	}
+	return nil
+}
+
+func (d device) StatusIn(context string, off, n int64, fn func(length int64, flags uint32) bool) error {
+	inner, ok := d.Device.(nbdsrv.Contexts)
+	if !ok {
+		return syscall.EINVAL
+	}
+	return wire(inner.StatusIn(context, off, n, fn))
 }
 
 func wire(err error) error {
