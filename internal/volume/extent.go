@@ -27,12 +27,13 @@ type extentName struct {
 // concurrent use.
 type extentCache struct {
 	shards [extentShards]extentShard
-	limit  int // per shard
+	limit  func() int // of a shard
 }
 
 const (
 	extentShards = 16
-	// maxOpenExtents bounds a volume's opened extents; one takes about 1 KiB.
+	// maxOpenExtents bounds the opened extents of all volumes of a store; one takes
+	// about 1 KiB.
 	maxOpenExtents = 16 << 10
 )
 
@@ -44,8 +45,10 @@ type extentShard struct {
 	drops uint64 // calls of drop
 }
 
-func newExtentCache() *extentCache {
-	c := &extentCache{limit: maxOpenExtents / extentShards}
+// newExtentCache makes a cache of so many extents a shard as limit says, which
+// may change.
+func newExtentCache(limit func() int) *extentCache {
+	c := &extentCache{limit: limit}
 	for i := range c.shards {
 		c.shards[i].m = map[extentName]*openExtent{}
 	}
@@ -82,7 +85,14 @@ func (c *extentCache) put(n extentName, x *openExtent, ticket uint64) {
 		s.m[n] = x
 		return
 	}
-	if len(s.ring) < c.limit {
+	limit := c.limit()
+	for len(s.ring) > limit { // it got less
+		last := len(s.ring) - 1
+		delete(s.m, s.ring[last])
+		s.ring = s.ring[:last]
+		s.hand = 0
+	}
+	if len(s.ring) < limit {
 		s.ring = append(s.ring, n)
 		s.m[n] = x
 		return

@@ -5,7 +5,7 @@ import "testing"
 // An extent's place that was read before its blocks moved must not be
 // remembered after the move.
 func TestExtentCacheForgetsOldPlaces(t *testing.T) {
-	c := newExtentCache()
+	c := newExtentCache(func() int { return maxOpenExtents / extentShards })
 	n := extentName{1, 2}
 	x, ticket := c.get(n)
 	if x != nil {

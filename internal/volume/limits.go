@@ -23,7 +23,7 @@ func defaultLimits() limits {
 func (v *Volume) checkpointDueLocked() bool {
 	l := &v.store.limits
 	sequential := v.overlay.runs*8 < v.overlay.count
-	return v.overlay.weight() > l.overlay || v.logBytes > l.log || sequential && v.logBytes > l.cheapLog
+	return v.overlay.weight() > l.overlay || v.pressed.Load() || v.logBytes > l.log || sequential && v.logBytes > l.cheapLog
 }
 
 // heldBackLocked is the size of what waits behind the checkpoint that is next or

@@ -37,11 +37,7 @@ type frozenState struct {
 }
 
 func (v *Volume) startLogger(tail layout.Position) error {
-	staging, err := mapAnonymous(layout.MaxExtentBlocks*blockSize + slack)
-	if err != nil {
-		return err
-	}
-	l := &logger{v: v, staging: staging, tags: make([]crypt.Tag, layout.MaxExtentBlocks)}
+	l := &logger{v: v}
 	l.w = seglog.NewWriter(v.files, v.id, v.signRecord, tail, v.head.Log.Seq)
 	go l.run()
 	return nil
@@ -55,7 +51,6 @@ func (v *Volume) signRecord(parts ...[]byte) [32]byte {
 func (l *logger) run() {
 	v := l.v
 	defer close(v.logDone)
-	defer unmap(l.staging)
 	tick := time.NewTicker(commitEvery)
 	defer tick.Stop()
 	for {
@@ -117,10 +112,11 @@ func (l *logger) step(force bool) error {
 	}
 	ticket, freeze, retry, leave, controls := v.flushSeq, v.freeze, v.retry, v.leave, len(v.controls)
 	v.retry, v.leave = false, false
+	spill := v.spill.Swap(false)
 	commit := force || leave || freeze != nil || ticket != v.flushed || controls > 0
 	v.mu.Unlock()
 
-	if err := l.sealFrozen(commit || retry); err != nil {
+	if err := l.sealFrozen(commit || retry || spill); err != nil {
 		return err
 	}
 	if retry {
@@ -156,6 +152,7 @@ func (l *logger) step(force bool) error {
 	if freeze != nil {
 		l.handOverLocked(freeze)
 	}
+	v.weighLocked()
 	if v.checkpointDueLocked() {
 		v.kickUpkeep()
 	}
@@ -180,6 +177,7 @@ func (l *logger) freezeLocked(snap *layout.Snapshot) {
 	v.waiting = append(v.waiting, &frozenOverlay{v.overlay, l.w.Tail(), snap, v.logBytes, v.Size()})
 	v.overlay = newOverlay()
 	v.logBytes = 0
+	v.pressed.Store(false)
 }
 
 // sealFrozen seals the frozen buffers, oldest first; with all, also the one
@@ -223,7 +221,7 @@ func (l *logger) sealOldest() error {
 	v.logBytes += l.written
 	l.written = 0
 	// A reader looks into a frozen buffer only under mu, so nobody is in it.
-	v.recycleLocked(b)
+	v.store.pool.putBuffer(b)
 	v.changed.Broadcast()
 	return nil
 }
@@ -265,6 +263,20 @@ func (l *logger) seal(b *buffer) error {
 	}
 	if err := l.zero(zero); err != nil {
 		return err
+	}
+	if len(rest) == 0 {
+		return nil
+	}
+	var err error
+	if l.staging, err = l.v.store.pool.takeStaging(); err != nil {
+		return err
+	}
+	defer func() {
+		l.v.store.pool.putStaging(l.staging)
+		l.staging = nil
+	}()
+	if l.tags == nil {
+		l.tags = make([]crypt.Tag, layout.MaxExtentBlocks)
 	}
 	for len(rest) > 0 {
 		room := l.w.Room()
@@ -316,6 +328,7 @@ func (l *logger) extent(b *buffer, blocks []homeSlot) error {
 	prev := [32]byte(l.w.Tail().MAC)
 	nonce, err := v.auth.Seal(key, buf, l.homes, l.tags[:n], uint64(l.w.Seq()), &prev)
 	if err != nil {
+		clear(buf) // it is shared with other volumes
 		return err
 	}
 	op.Mode, op.KID, op.Nonce = uint8(key.Mode()), layout.KeyID(key.ID()), [16]byte(nonce)

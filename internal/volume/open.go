@@ -18,7 +18,7 @@ import (
 // log. hint is its head as it was found.
 func (s *Store) openVolume(hint layout.Head, vk *crypt.VolumeKey) (*Volume, error) {
 	v := &Volume{
-		calls: newGate(), store: s, log: s.log, id: hint.Volume, ro: s.opt.ReadOnly, cache: newExtentCache(), overlay: newOverlay(),
+		calls: newGate(), store: s, log: s.log, id: hint.Volume, ro: s.opt.ReadOnly, cache: newExtentCache(s.extentShare), overlay: newOverlay(),
 		wake: make(chan struct{}, 1), maint: make(chan struct{}, 1), stop: make(chan struct{}),
 		logDone: make(chan struct{}), mainDone: make(chan struct{}),
 	}
@@ -359,12 +359,14 @@ func (v *Volume) finalCheckpoint() error {
 func (v *Volume) wipe() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	for _, b := range slices.Concat(v.frozen, v.spare, []*buffer{v.active}) {
+	for _, b := range append(v.frozen, v.active) {
 		if b != nil {
-			b.free()
+			v.store.pool.putBuffer(b)
 		}
 	}
-	v.frozen, v.spare, v.active = nil, nil, nil
+	v.frozen, v.active = nil, nil
+	v.store.pool.count(-v.weight)
+	v.weight = 0
 	v.layersLocked(func(o *overlay) bool {
 		o.free()
 		return true

@@ -21,6 +21,7 @@ type entry struct {
 // changed by the log's goroutine under Volume.mu; a frozen one is immutable.
 type overlay struct {
 	shards  [overlayShards]overlayShard
+	wide    bool // all shards are used, not just the first
 	count   int
 	runs    int // of consecutive homes that were added
 	zeros   zeroRanges
@@ -29,7 +30,12 @@ type overlay struct {
 	deletes []layout.Seq // snapshots
 }
 
-const overlayShards = 64
+const (
+	overlayShards = 64
+	// narrowEntries is how many points a single shard holds: a small overlay
+	// does not need a page for each of 64.
+	narrowEntries = 1536
+)
 
 type overlayShard struct {
 	raw     []byte
@@ -66,7 +72,37 @@ func (o *overlay) weight() int { return o.count + len(o.zeros) + 2*len(o.extents
 
 func (o *overlay) shard(home uint64) (*overlayShard, uint64) {
 	h := home * hashFactor
+	if !o.wide {
+		return &o.shards[0], h << 6 >> 32
+	}
 	return &o.shards[h>>58], h << 6 >> 32
+}
+
+// widen spreads the points over all shards.
+func (o *overlay) widen() error {
+	old := o.shards[0]
+	o.shards[0], o.wide = overlayShard{}, true
+	for i := range old.entries {
+		e := &old.entries[i]
+		if e.home == 0 {
+			continue
+		}
+		s, h := o.shard(e.home)
+		if (s.n+1)*4 > len(s.entries)*3 {
+			if err := s.grow(); err != nil {
+				return err
+			}
+		}
+		mask := uint64(len(s.entries)) - 1
+		j := h & mask
+		for s.entries[j].home != 0 {
+			j = (j + 1) & mask
+		}
+		s.entries[j] = *e
+		s.n++
+	}
+	unmap(old.raw)
+	return nil
 }
 
 // find returns the block's mapping. ok is false if the overlay does not know
@@ -90,6 +126,11 @@ func (o *overlay) find(b layout.BlockNo) (e entry, ok bool) {
 // set maps a block, marking the block it replaces dead.
 func (o *overlay) set(b layout.BlockNo, e entry) error {
 	e.home = uint64(b) + 1
+	if !o.wide && o.count >= narrowEntries {
+		if err := o.widen(); err != nil {
+			return err
+		}
+	}
 	s, h := o.shard(e.home)
 	if (s.n+1)*4 > len(s.entries)*3 {
 		if err := s.grow(); err != nil {

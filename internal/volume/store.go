@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/fsximg/fsx/internal/vfs"
@@ -95,6 +96,7 @@ type Store struct {
 	limits  limits
 	scratch string // a private copy of the index, removed on close
 	descs   *seglog.Descriptors
+	pool    *pool
 
 	calls gate // Close waits for them
 
@@ -114,13 +116,14 @@ type Store struct {
 	keys     map[crypt.ID]*crypt.VolumeKey
 	volumes  map[layout.VolumeID]*Volume // that are open
 	files    map[layout.VolumeID]*seglog.Files
+	users    atomic.Int64 // volumes that are open, roughly
 	closed   bool
 	headless error // a head that could not be read, if any
 }
 
 func newStore(o Options) *Store {
 	return &Store{
-		calls: newGate(), opt: o, limits: o.limits, fs: o.FS, log: o.Log, descs: seglog.NewDescriptors(maxOpenSegments),
+		calls: newGate(), opt: o, limits: o.limits, fs: o.FS, log: o.Log, descs: seglog.NewDescriptors(maxOpenSegments), pool: newPool(),
 		heads: map[layout.VolumeID]layout.Head{}, fates: map[layout.VolumeID]layout.Fate{}, keys: map[crypt.ID]*crypt.VolumeKey{},
 		volumes: map[layout.VolumeID]*Volume{}, files: map[layout.VolumeID]*seglog.Files{},
 	}
@@ -412,6 +415,7 @@ func (s *Store) Close() error {
 func (s *Store) closeFiles(clean bool) error {
 	clean = clean && (!s.dir.Unclean || s.recovered())
 	var errs error
+	s.pool.free()
 	for _, f := range s.files {
 		errs = errors.Join(errs, f.Close())
 	}

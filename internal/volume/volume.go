@@ -51,7 +51,6 @@ type Volume struct {
 	changed   *sync.Cond // on mu: space, frozen buffers, flushes or the overlay moved on
 	active    *buffer
 	frozen    []*buffer // oldest first
-	spare     []*buffer
 	overlay   *overlay
 	waiting   []*frozenOverlay  // for checkpoints, oldest first
 	snaps     []layout.Snapshot // that the index has, oldest first; replaced, not changed
@@ -90,6 +89,10 @@ type Volume struct {
 	space      spaceTable
 	stats      counters
 	flattening sync.Mutex
+	weight     int          // of the overlay, as the pool has it
+	light      atomic.Int64 // the same, for other volumes to see
+	spill      atomic.Bool  // another volume needs the buffer
+	pressed    atomic.Bool  // the store's overlays are too large together, and this one is the largest
 	// sweepDue asks maintenance to delete hidden snapshots that nothing needs.
 	sweepDue atomic.Bool
 }

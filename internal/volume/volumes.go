@@ -94,7 +94,14 @@ func (s *Store) volumeByID(id layout.VolumeID) (*Volume, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.volumes[id] = v
+	s.users.Store(int64(len(s.volumes)))
 	return v, nil
+}
+
+// extentShare is how many opened extents a shard of a volume's cache may have:
+// all open volumes share the memory.
+func (s *Store) extentShare() int {
+	return max(maxOpenExtents/extentShards/int(max(s.users.Load(), 1)), 8)
 }
 
 // opened lists the volumes that are open.

@@ -133,10 +133,13 @@ func (v *Volume) admitLocked(n, reserve int, nowait bool) error {
 			continue
 		}
 		if logNeed(v.pendingLocked()+n)+reserve <= v.capacity {
-			if v.active == nil {
-				return v.newActiveLocked()
+			if v.active != nil {
+				return nil
 			}
-			return nil
+			if err := v.newActiveLocked(nowait); err != nil {
+				return err
+			}
+			continue // it may have been given up meanwhile
 		}
 		if nowait {
 			return ErrWouldBlock
@@ -180,24 +183,26 @@ func logNeed(n int) int {
 	return n + (n*(layout.TagSize+12+4))/blockSize + 16
 }
 
-func (v *Volume) newActiveLocked() error {
-	if n := len(v.spare); n > 0 {
-		v.active, v.spare = v.spare[n-1], v.spare[:n-1]
+// newActiveLocked gets a buffer. It may release mu while it waits for one.
+func (v *Volume) newActiveLocked(nowait bool) error {
+	b, _, err := v.store.pool.takeBuffer(false)
+	if b == nil && err == nil {
+		if nowait {
+			return ErrWouldBlock
+		}
+		v.mu.Unlock()
+		b, err = v.waitForBuffer()
+		v.mu.Lock()
+	}
+	if err != nil {
+		return err
+	}
+	if v.active != nil || v.closed {
+		v.store.pool.putBuffer(b)
 		return nil
 	}
-	b, err := newBuffer()
 	v.active = b
-	return err
-}
-
-// recycleLocked wipes a sealed buffer and keeps it for reuse.
-func (v *Volume) recycleLocked(b *buffer) {
-	if len(v.spare) < maxFrozen {
-		b.reset()
-		v.spare = append(v.spare, b)
-		return
-	}
-	b.free()
+	return nil
 }
 
 var blockPool = sync.Pool{New: func() any { b := make([]byte, blockSize+slack); return &b }}
