@@ -228,7 +228,11 @@ func (m *mapCheck) snapshots(ctx context.Context, snaps []layout.Snapshot, newer
 					return err
 				}
 				loc := [1]located{{kind: layout.Data, ref: *ref}}
-				if err := v.readRun(buf[:blockSize:blockSize+slack], b, loc[:], false); err != nil {
+				err := errMoved
+				for try := 0; errors.Is(err, errMoved) && try < maxRetries; try++ {
+					err = v.readRun(buf[:blockSize:blockSize+slack], b, loc[:], false)
+				}
+				if err != nil {
 					var be *BlockError
 					if errors.As(err, &be) {
 						err = be.Err

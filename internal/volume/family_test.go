@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -271,6 +272,7 @@ func (f *family) compareVolume(name string) {
 		f.t.Fatalf("%s has %d bytes, want %d", name, v.Size(), len(r.data))
 	}
 	m.compare(name, v, r.data)
+	f.contexts(name, v, r.data, r)
 	var have []string
 	for _, s := range v.Snapshots() {
 		have = append(have, s.Name)
@@ -282,6 +284,39 @@ func (f *family) compareVolume(name string) {
 		d, err := v.Snapshot(snap)
 		must(f.t, err)
 		m.compare(name+"@"+snap, d, r.snaps[snap])
+		f.contexts(name+"@"+snap, d, r.snaps[snap], r)
+	}
+}
+
+// contexts checks what metadata contexts tell of a volume or snapshot.
+func (f *family) contexts(name string, d interface {
+	Contexts() []string
+	StatusIn(context string, off, n int64, fn func(int64, uint32) bool) error
+}, data []byte, r *relative) {
+	f.t.Helper()
+	for _, context := range d.Contexts() {
+		then := make([]byte, len(data))
+		since, dirty := strings.CutPrefix(context, volume.ContextDirty)
+		if dirty {
+			if r.snaps[since] == nil {
+				f.t.Errorf("%s: context of an unknown snapshot: %s", name, context)
+			}
+			copy(then, r.snaps[since])
+		}
+		at := int64(0)
+		must(f.t, d.StatusIn(context, 0, int64(len(data)), func(n int64, flags uint32) bool {
+			switch {
+			case flags == 0 && !bytes.Equal(data[at:at+n], then[at:at+n]):
+				f.t.Errorf("%s: %s is 0 at %d+%d", name, context, at, n)
+			case dirty && flags > 1, flags == volume.UnknownKey, flags > 1000:
+				f.t.Errorf("%s: %s is %d at %d+%d", name, context, flags, at, n)
+			}
+			at += n
+			return true
+		}))
+		if at != int64(len(data)) {
+			f.t.Errorf("%s: %s covers %d of %d", name, context, at, len(data))
+		}
 	}
 }
 

@@ -43,6 +43,9 @@ func (s *Store) Rollback(ctx context.Context, volume, snapshot string, force boo
 	if len(newer) > 0 && !force {
 		return newer, fmt.Errorf("%w: %s", ErrNewerSnapshots, strings.Join(newer, ", "))
 	}
+	s.mu.RLock()
+	history := s.lineageLocked().History(v.id)
+	s.mu.RUnlock()
 	if err := s.rollBackTo(ctx, v, w, info); err != nil {
 		return nil, err
 	}
@@ -57,20 +60,13 @@ func (s *Store) Rollback(ctx context.Context, volume, snapshot string, force boo
 		return newer, err
 	}
 	// From the newest to the snapshot's volume, nothing else is needed.
-	for id := v.id; id != 0; {
-		s.mu.RLock()
-		h, found := s.heads[id]
-		s.mu.RUnlock()
-		if !found {
-			break
-		}
-		if err := s.emptyHidden(ctx, id); err != nil {
+	for _, part := range history {
+		if err := s.emptyHidden(ctx, part.Volume); err != nil {
 			s.log.Warn("space of what the volume was stays allocated", "volume", volume, "err", err)
 		}
-		if id == w.id || !h.Continues {
+		if part.Volume == w.id {
 			break
 		}
-		id = h.Parent
 	}
 	return newer, nil
 }

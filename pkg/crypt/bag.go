@@ -158,6 +158,17 @@ func (b *Bag) Get(id ID) (*DataKey, bool) {
 	return b.keys[i].key, true
 }
 
+// Number is the number of a data key.
+func (b *Bag) Number(id ID) (int, bool) {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	i, ok := b.index[id]
+	if !ok {
+		return 0, false
+	}
+	return int(b.keys[i].number), true
+}
+
 // WriteKey is the key for new extents, nil if the bag has none. It belongs to
 // the bag.
 func (b *Bag) WriteKey() *DataKey {

@@ -78,16 +78,14 @@ func (l Lineage) History(v layout.VolumeID) []Part {
 	return parts
 }
 
-// Depth counts the volumes from v to an ancestor, 1 for v itself; 0 if it is no
-// ancestor.
-func (l Lineage) Depth(v, ancestor layout.VolumeID) int {
-	for depth := 1; v != 0 && depth <= len(l.Heads); depth++ {
-		if v == ancestor {
-			return depth
-		}
+// Depths tells how many volumes away v's ancestors are: 1 is v itself.
+func (l Lineage) Depths(v layout.VolumeID) map[layout.VolumeID]uint32 {
+	depths := map[layout.VolumeID]uint32{}
+	for v != 0 && depths[v] == 0 {
+		depths[v] = uint32(len(depths) + 1)
 		v = l.Heads[v].Parent
 	}
-	return 0
+	return depths
 }
 
 // Useless lists the hidden volumes from which no other starts: they can go.
