@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/fsximg/fsx/pkg/layout"
@@ -294,7 +295,7 @@ func (v *Volume) reclaim() {
 
 // punchDead gives dead blocks back, however few lie together, until a segment
 // of want bytes may be made. The fullest of them go first. It leaves files in
-// many pieces and is for a full disk only.
+// many pieces and is for a full disk, or whoever asks for all space.
 func (v *Volume) punchDead(want int64) error {
 	type gain struct {
 		no    layout.SegmentNo
@@ -353,7 +354,17 @@ func (v *Volume) compactAll(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := v.punchAll(); err != nil {
+		return err
+	}
 	return v.files.DrainPool()
+}
+
+// punchAll gives back every dead block that a compaction has left.
+func (v *Volume) punchAll() error {
+	v.upkeep.Lock()
+	defer v.upkeep.Unlock()
+	return v.punchDead(math.MaxInt64 / 2)
 }
 
 // CompactReport says what a compaction gave back.

@@ -1,0 +1,317 @@
+package powercut_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/fsximg/fsx/internal/volume"
+	"github.com/fsximg/fsx/pkg/crypt"
+	"github.com/fsximg/fsx/test/crash"
+)
+
+// TestFamilyCuts cuts the power during changes of what volumes and snapshots
+// there are: clone, delete, rename, rollback, resize, flatten, compact. Every
+// step is durable when it returns, so that a cut leaves the state before the
+// step that is under way, or the one after it.
+func TestFamilyCuts(t *testing.T) {
+	seed, n := seedOf(t), wanted(t)/2
+	if full() {
+		n = 2000
+	}
+	began, rng, cuts := time.Now(), rand.New(rand.NewPCG(seed, 2)), 0
+	for round := 0; cuts < n && !t.Failed(); round++ {
+		t.Run(fmt.Sprint("round", round), func(t *testing.T) { cuts += familyRound(t, rng) })
+	}
+	t.Logf("RESULT family: %d cuts, FSX_SEED=%d, %v", cuts, seed, time.Since(began).Round(time.Second))
+}
+
+// content is what can be seen of a store: of volumes and snapshots the sums.
+type content map[string]uint64
+
+// families makes steps, and knows what is to be seen after each.
+type families struct {
+	t      *testing.T
+	rng    *rand.Rand
+	path   string
+	s      *volume.Store
+	names  []string            // of volumes
+	snaps  map[string][]string // of each, oldest first
+	next   int
+	states []content
+	what   []string
+}
+
+func otherSecret() crypt.Secret {
+	s, _ := crypt.NewKeyFile(bytes.Repeat([]byte{0x5a, 9, 8, 0xfe}, 8))
+	return s
+}
+
+func openFamily(path string) (*volume.Store, error) {
+	s, err := volume.Open(path, options())
+	if err != nil {
+		return nil, err
+	}
+	keys, err := secrets()
+	if err == nil {
+		err = s.Unlock(append(keys, otherSecret()))
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+// see reads all volumes and snapshots.
+func see(s *volume.Store) (content, error) {
+	c := content{}
+	read := func(name string, r reader) error {
+		p := make([]byte, r.Size(), r.Size()+16)
+		err := r.ReadAt(p, 0, false)
+		c[name] = sumOf(p)
+		return err
+	}
+	for _, name := range s.Names() {
+		v, err := s.Volume(name)
+		if err == nil {
+			err = read(name, v)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		for _, snap := range v.Snapshots() {
+			d, err := v.Snapshot(snap.Name)
+			if err == nil {
+				err = read(d.Name(), d)
+			}
+			if err != nil {
+				return nil, fmt.Errorf("%s@%s: %w", name, snap.Name, err)
+			}
+		}
+	}
+	return c, nil
+}
+
+const familySize = 512<<10 - 1536
+
+func familyRound(t *testing.T, rng *rand.Rand) int {
+	rec := crash.Mount(t, crash.Options{})
+	path := filepath.Join(rec.Dir(), storeName)
+	must(t, createStore(path, familySize))
+	s, err := openFamily(path)
+	must(t, err)
+	f := &families{t: t, rng: rng, path: path, s: s, names: []string{"main"}, snaps: map[string][]string{}}
+	start, err := see(f.s)
+	must(t, err)
+	f.states, f.what = append(f.states, start), append(f.what, "start")
+	rec.Mark(stepMark(0))
+	for i := range 40 {
+		what := f.step()
+		got, err := see(f.s)
+		must(t, err)
+		f.states, f.what = append(f.states, got), append(f.what, what)
+		rec.Mark(stepMark(i + 1))
+	}
+	must(t, f.s.Close())
+	rec.Unmount()
+	return f.cut(rec)
+}
+
+func stepMark(i int) string { return fmt.Sprint("step ", i) }
+
+// cut cuts the recording and verifies what is left.
+func (f *families) cut(rec *crash.Recorder) int {
+	t, tr := f.t, rec.Trace()
+	from := tr.MarkAt(stepMark(0))
+	all := everySync(tr, from, f.rng)
+	f.rng.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	all = append(all[:min(len(all), 60)], somewhere(tr, from, 30, f.rng)...)
+	slices.SortFunc(all, func(a, b cut) int { return a.at - b.at })
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, verifiers)
+	for _, c := range all {
+		done := 0 // steps that were done
+		for done+1 < len(f.states) && tr.MarkAt(stepMark(done+1)) <= c.at {
+			done++
+		}
+		img := rec.Image(c.at, c.seed, c.Policy)
+		slots <- struct{}{}
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			defer func() { <-slots }()
+			defer os.RemoveAll(img)
+			allowed := f.states[done:min(done+2, len(f.states))]
+			next := "the end"
+			if done+1 < len(f.what) {
+				next = f.what[done+1]
+			}
+			if err := verifyFamily(filepath.Join(img, storeName), allowed, c.seed); err != nil {
+				t.Errorf("%v, in %q after %q: %v", c, next, f.what[done], err)
+			}
+		}()
+	}
+	wg.Wait()
+	return len(all)
+}
+
+// verifyFamily opens what is left: it must be one of the allowed states, without
+// damage or leak, and go on to work.
+func verifyFamily(path string, allowed []content, seed uint64) error {
+	s, err := openFamily(path)
+	if err != nil {
+		return fmt.Errorf("open: %w", err)
+	}
+	got, err := see(s)
+	if err == nil && !slices.ContainsFunc(allowed, func(c content) bool { return maps.Equal(c, got) }) {
+		err = fmt.Errorf("between: %v, may be %v", got, allowed)
+	}
+	if err == nil {
+		err = useFamily(s, rand.New(rand.NewPCG(seed, 3)))
+	}
+	if err = errors.Join(err, s.Close()); err != nil {
+		return err
+	}
+	if s, err = openFamily(path); err != nil {
+		return fmt.Errorf("open again: %w", err)
+	}
+	_, err = see(s)
+	return errors.Join(err, checkFamily(s, false), s.Close())
+}
+
+// checkFamily runs check. What leaks, the next compaction must have given back.
+func checkFamily(s *volume.Store, leaks bool) error {
+	r, err := s.Check(context.Background(), volume.CheckOptions{})
+	if err != nil {
+		return err
+	}
+	for _, p := range r.Problems {
+		err = errors.Join(err, fmt.Errorf("check: %v", p))
+	}
+	for _, v := range r.Volumes {
+		if v.Leaked != 0 && !leaks {
+			err = errors.Join(err, fmt.Errorf("check: volume %s leaks %d blocks", v.Name, v.Leaked))
+		}
+	}
+	return err
+}
+
+// useFamily uses what was found: writes, snapshots, clones, deletes.
+func useFamily(s *volume.Store, rng *rand.Rand) error {
+	ctx := context.Background()
+	if err := checkFamily(s, true); err != nil {
+		return err
+	}
+	for i, name := range s.Names() {
+		v, err := s.Volume(name)
+		if err != nil {
+			return err
+		}
+		p := bytes.Repeat([]byte{byte(i + 1)}, 5000)
+		if err := v.WriteAt(p, rng.Int64N(max(v.Size()-5000, 1)), false); v.Size() >= 5000 && err != nil {
+			return err
+		}
+		if err := v.CreateSnapshot(ctx, "go-on"); err != nil {
+			return err
+		}
+	}
+	names := s.Names()
+	if err := s.Clone(ctx, names[rng.IntN(len(names))], "go-on", "goes-on", volume.CloneOptions{}); err != nil {
+		return err
+	}
+	if err := s.DeleteVolume(ctx, names[rng.IntN(len(names))]); err != nil {
+		return err
+	}
+	_, err := s.Compact(ctx)
+	return err
+}
+
+func (f *families) fresh(prefix string) string {
+	f.next++
+	return fmt.Sprint(prefix, f.next)
+}
+
+// step makes one change, and says which.
+func (f *families) step() string {
+	t, ctx := f.t, context.Background()
+	name := f.names[f.rng.IntN(len(f.names))]
+	v, err := f.s.Volume(name)
+	must(t, err)
+	snaps := f.snaps[name]
+	switch k := f.rng.IntN(100); {
+	case k < 25:
+		b := f.rng.Int64N(v.Size() / blockSize)
+		p := make([]byte, blockSize)
+		fill(p, 1, b, f.next)
+		f.next++
+		must(t, v.WriteAt(p, b*blockSize, false))
+		must(t, v.Flush())
+		return "write " + name
+	case k < 40:
+		snap := f.fresh("s")
+		must(t, v.CreateSnapshot(ctx, snap))
+		f.snaps[name] = append(snaps, snap)
+		return "snapshot " + name
+	case k < 47 && len(snaps) > 0:
+		i := f.rng.IntN(len(snaps))
+		must(t, v.DeleteSnapshot(ctx, snaps[i]))
+		f.snaps[name] = slices.Delete(slices.Clone(snaps), i, i+1)
+		return "delete snapshot of " + name
+	case k < 62 && len(snaps) > 0:
+		to := f.fresh("c")
+		var o volume.CloneOptions
+		if f.rng.IntN(2) == 0 {
+			o.Secrets = []crypt.Secret{otherSecret()}
+		}
+		must(t, f.s.Clone(ctx, name, snaps[f.rng.IntN(len(snaps))], to, o))
+		f.names = append(f.names, to)
+		return "clone " + name
+	case k < 68 && len(f.names) > 1:
+		must(t, f.s.DeleteVolume(ctx, name))
+		f.names = slices.DeleteFunc(f.names, func(n string) bool { return n == name })
+		delete(f.snaps, name)
+		return "delete " + name
+	case k < 76 && len(snaps) > 0:
+		i := f.rng.IntN(len(snaps))
+		_, err := f.s.Rollback(ctx, name, snaps[i], true)
+		must(t, err)
+		f.snaps[name] = snaps[: i+1 : i+1]
+		return "rollback " + name
+	case k < 82:
+		size := (familySize/2 + f.rng.Int64N(familySize)) &^ 511
+		must(t, f.s.Resize(ctx, name, size, true))
+		return "resize " + name
+	case k < 86:
+		if err := f.s.Flatten(ctx, name, nil); err != nil && !errors.Is(err, volume.ErrSharedBySnapshots) {
+			t.Fatal(err)
+		}
+		return "flatten " + name
+	case k < 90:
+		to := f.fresh("v")
+		must(t, f.s.RenameVolume(ctx, name, to))
+		f.names[slices.Index(f.names, name)] = to
+		f.snaps[to] = snaps
+		delete(f.snaps, name)
+		return "rename " + name
+	case k < 95:
+		_, err := f.s.Compact(ctx)
+		must(t, err)
+		return "compact"
+	case k < 98:
+		must(t, v.Checkpoint(ctx))
+		return "checkpoint " + name
+	}
+	must(t, f.s.Close())
+	f.s, err = openFamily(f.path)
+	must(t, err)
+	return "reopen"
+}
