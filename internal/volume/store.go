@@ -393,23 +393,31 @@ func (s *Store) Path() string { return s.dir.Path }
 // that was flushed. It waits for calls that are under way; later ones fail with
 // ErrClosed. Closing again does nothing.
 func (s *Store) Close() error {
+	first, err := s.stop()
+	if !first {
+		return nil
+	}
+	return errors.Join(err, s.closeFiles(err == nil))
+}
+
+// stop closes all volumes and wipes the keys, the first time it is called.
+func (s *Store) stop() (first bool, err error) {
 	s.calls.close()
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
-		return nil
+		return false, nil
 	}
 	s.closed = true
 	open := slices.Collect(maps.Values(s.volumes))
 	s.mu.Unlock()
-	var errs error
 	for _, v := range open {
-		errs = errors.Join(errs, v.close())
+		err = errors.Join(err, v.close())
 	}
 	for _, k := range s.keys {
 		k.Wipe()
 	}
-	return errors.Join(errs, s.closeFiles(errs == nil))
+	return true, err
 }
 
 func (s *Store) closeFiles(clean bool) error {

@@ -63,6 +63,28 @@ const (
 	volumesName    = "vol"
 )
 
+// Content lists the folders and files of a store that make it up, by paths
+// relative to it, folders before what is in them and the superblock last, with
+// the bytes that they take. What belongs to a process that has it open is left
+// out, but for the note that it was not closed, with unclean.
+func Content(path string, unclean bool) (names []string, total int64, err error) {
+	err = filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {
+		if err != nil || p == path {
+			return err
+		}
+		name, err := filepath.Rel(path, p)
+		if err != nil || !d.IsDir() && !d.Type().IsRegular() || name == superblockName || d.Name() == "LOCK" || name == holderName && !unclean {
+			return err // sockets, and Badger's lock
+		}
+		names = append(names, name)
+		if info, err := d.Info(); err == nil && !d.IsDir() {
+			total += info.Sys().(*syscall.Stat_t).Blocks * 512
+		}
+		return nil
+	})
+	return append(names, superblockName), total, err
+}
+
 // Dir is an open, locked store directory.
 type Dir struct {
 	Path  string
