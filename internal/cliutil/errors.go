@@ -93,6 +93,9 @@ func hintOf(err error) string {
 	return ""
 }
 
+// HintOf is the hint that an error carries, empty without one.
+func HintOf(err error) string { return hintOf(err) }
+
 // ExitStatus is an error that ends the program with a given code, without a
 // message: the code of a command that it ran.
 type ExitStatus int

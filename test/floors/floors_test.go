@@ -34,9 +34,10 @@ var floors = map[string][]string{
 	// What the commands are made of.
 	"internal/convert": {},
 	"internal/cliutil": {"internal/volume", "pkg/crypt", "pkg/layout"},
+	"internal/control": {"internal/cliutil", "internal/volume", "pkg/crypt", "pkg/layout"},
 	"internal/export":  {"internal/cliutil", "internal/volume", "pkg/nbdsrv"},
-	"cmd/fsximg":       {"internal/cliutil", "internal/convert", "internal/export", "internal/volume", "pkg/crypt", "pkg/layout", "pkg/nbdsrv"},
-	"cmd/fsxnbd":       {"internal/cliutil", "internal/export", "internal/volume", "pkg/crypt", "pkg/layout", "pkg/nbdsrv"},
+	"cmd/fsximg":       {"internal/cliutil", "internal/control", "internal/convert", "internal/export", "internal/volume", "pkg/crypt", "pkg/layout", "pkg/nbdsrv", "pkg/snapshot"},
+	"cmd/fsxnbd":       {"internal/cliutil", "internal/control", "internal/export", "internal/volume", "pkg/crypt", "pkg/layout", "pkg/nbdsrv"},
 	// Only tests use these.
 	"internal/vfs/trace":       {"internal/vfs"},
 	"internal/vfs/faultfs":     {"internal/vfs", "internal/vfs/trace"},

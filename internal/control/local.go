@@ -1,0 +1,283 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/fsximg/fsx/internal/cliutil"
+	"github.com/fsximg/fsx/internal/volume"
+	"github.com/fsximg/fsx/pkg/crypt"
+)
+
+// Local carries operations out on a store that this process has open, with the
+// keys that it has. It is safe for concurrent use.
+type Local struct {
+	st    *volume.Store
+	claim Claim
+}
+
+var _ Operations = (*Local)(nil)
+
+// NewLocal makes operations on a store. claim keeps the clients of a server away;
+// nil is for a store that is not served.
+func NewLocal(st *volume.Store, claim Claim) *Local {
+	if claim == nil {
+		claim = func(...Device) (func(), error) { return func() {}, nil }
+	}
+	return &Local{st, claim}
+}
+
+// Close closes the store.
+func (l *Local) Close() error {
+	if err := l.st.Close(); err != nil {
+		return fmt.Errorf("close store: %w", err)
+	}
+	return nil
+}
+
+// Info implements Operations.
+func (l *Local) Info(context.Context) (Info, error) {
+	info, err := l.st.Info()
+	if err != nil {
+		return Info{}, err
+	}
+	return Info{
+		UUID: info.UUID.String(), FormatVersion: info.Version, Created: info.Created.UTC(), Allocated: info.Allocated,
+		NeedsReplay: needsReplay(info.Volumes), Slots: DescribeSlots(info.Slots), Volumes: describeVolumes(info.Volumes),
+	}, nil
+}
+
+// Map implements Operations.
+func (l *Local) Map(ctx context.Context, name, snapshot string, fn func(Run) error) error {
+	var failed error
+	err := l.st.Map(name, snapshot, func(r volume.Run) bool {
+		if failed = ctx.Err(); failed == nil {
+			failed = fn(describeRun(r))
+		}
+		return failed == nil
+	})
+	return errors.Join(err, failed)
+}
+
+// Diff implements Operations.
+func (l *Local) Diff(ctx context.Context, name, from, to string, fn func(DiffRun) error) error {
+	var failed error
+	err := l.st.Diff(ctx, name, from, to, func(r volume.DiffRun) bool {
+		failed = fn(describeDiffRun(r))
+		return failed == nil
+	})
+	return errors.Join(err, failed)
+}
+
+// Check implements Operations.
+func (l *Local) Check(ctx context.Context, progress func(done, total int64)) (Report, error) {
+	r := Report{Volumes: []CheckedVolume{}, Problems: []Problem{}}
+	l.openAll(func(name string, err error) {
+		// One that its key is missing for is checked without; another is a problem,
+		// and the others go on.
+		if !errors.Is(err, volume.ErrKeyMissing) {
+			r.Problems = append(r.Problems, Problem{Volume: name, Text: err.Error()})
+		}
+	})
+	volumes, err := l.st.Volumes()
+	if err != nil {
+		return r, err
+	}
+	r.NeedsReplay = needsReplay(volumes)
+	rep, err := l.st.Check(ctx, volume.CheckOptions{Progress: progress})
+	if err != nil {
+		return r, err
+	}
+	r.add(rep)
+	return r, nil
+}
+
+// openAll opens every volume, and tells of those that cannot be.
+func (l *Local) openAll(failed func(name string, err error)) {
+	for _, name := range l.st.Names() {
+		if _, err := l.st.Volume(name); err != nil {
+			failed(name, err)
+		}
+	}
+}
+
+// Compact implements Operations.
+func (l *Local) Compact(ctx context.Context) (Compaction, error) {
+	c := Compaction{Locked: []string{}}
+	var errs error
+	l.openAll(func(name string, err error) {
+		if errors.Is(err, volume.ErrKeyMissing) {
+			c.Locked = append(c.Locked, name)
+			return
+		}
+		errs = errors.Join(errs, err)
+	})
+	if errs != nil {
+		return c, errs
+	}
+	rep, err := l.st.Compact(ctx)
+	c.Before, c.After = rep.Before, rep.After
+	return c, err
+}
+
+// CreateSnapshot implements Operations.
+func (l *Local) CreateSnapshot(ctx context.Context, name, snapshot string) (Snapshot, error) {
+	v, err := l.st.Volume(name)
+	if err != nil {
+		return Snapshot{}, err
+	}
+	if err := v.CreateSnapshot(ctx, snapshot); err != nil {
+		return Snapshot{}, err
+	}
+	s, err := v.Snapshot(snapshot)
+	if err != nil {
+		return Snapshot{}, err
+	}
+	return describeSnapshot(s.Info()), nil
+}
+
+// DeleteSnapshot implements Operations.
+func (l *Local) DeleteSnapshot(ctx context.Context, name, snapshot string) (Snapshot, error) {
+	v, err := l.st.Volume(name)
+	if err != nil {
+		return Snapshot{}, err
+	}
+	s, err := v.Snapshot(snapshot)
+	if err != nil {
+		return Snapshot{}, err
+	}
+	release, err := l.claim(Device{name, snapshot})
+	if err != nil {
+		return Snapshot{}, err
+	}
+	defer release()
+	return describeSnapshot(s.Info()), v.DeleteSnapshot(ctx, snapshot)
+}
+
+// Rollback implements Operations.
+func (l *Local) Rollback(ctx context.Context, name, snapshot string, force bool) (deleted []string, err error) {
+	devices := []Device{{Volume: name}}
+	if force {
+		newer, err := l.newerSnapshots(name, snapshot)
+		if err != nil {
+			return nil, err
+		}
+		devices = append(devices, newer...)
+	}
+	release, err := l.claim(devices...)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	return l.st.Rollback(ctx, name, snapshot, force)
+}
+
+// newerSnapshots are those that a rollback deletes.
+func (l *Local) newerSnapshots(name, snapshot string) (devices []Device, err error) {
+	volumes, err := l.st.Volumes()
+	if err != nil {
+		return nil, err
+	}
+	for _, v := range volumes {
+		if v.Name != name {
+			continue
+		}
+		found := false
+		for _, s := range v.Snapshots { // oldest first
+			if found {
+				devices = append(devices, Device{name, s.Name})
+			}
+			found = found || s.Name == snapshot
+		}
+	}
+	return devices, nil
+}
+
+// Clone implements Operations.
+func (l *Local) Clone(ctx context.Context, c CloneRequest) error {
+	mode, err := modeOf(c.Cipher)
+	if err != nil {
+		return err
+	}
+	secrets, wipe, err := secretsOf(c.Secrets)
+	if err != nil {
+		return err
+	}
+	defer wipe()
+	return l.st.Clone(ctx, c.Volume, c.Snapshot, c.Name, volume.CloneOptions{Secrets: secrets, NoChain: c.NoChain, Mode: mode})
+}
+
+// CreateVolume implements Operations.
+func (l *Local) CreateVolume(ctx context.Context, v VolumeRequest) error {
+	mode, err := modeOf(v.Cipher)
+	if err != nil {
+		return err
+	}
+	secrets, wipe, err := secretsOf(v.Secrets)
+	if err != nil {
+		return err
+	}
+	defer wipe()
+	return l.st.CreateVolume(ctx, v.Name, v.Size, volume.VolumeOptions{Secrets: secrets, Like: v.Like, Mode: mode})
+}
+
+// modeOf is the cipher of a request; 0 if it names none.
+func modeOf(cipher string) (crypt.Mode, error) {
+	if cipher == "" {
+		return 0, nil
+	}
+	return crypt.ParseMode(cipher)
+}
+
+func secretsOf(l []cliutil.SlotSecret) (out []crypt.Secret, wipe func(), err error) {
+	wipe = func() { cliutil.WipeSecrets(out) }
+	for i := range l {
+		s, err := l[i].Secret()
+		if err != nil {
+			wipe()
+			return nil, nil, err
+		}
+		out = append(out, s)
+	}
+	return out, wipe, nil
+}
+
+// DeleteVolume implements Operations. Neither the volume nor a snapshot of it may
+// have clients.
+func (l *Local) DeleteVolume(ctx context.Context, name string) error {
+	release, err := l.claim(Device{Volume: name}, Device{name, AllSnapshots})
+	if err != nil {
+		return err
+	}
+	defer release()
+	return l.st.DeleteVolume(ctx, name)
+}
+
+// RenameVolume implements Operations. Clients would not find the volume again
+// when they reconnect, so there may be none.
+func (l *Local) RenameVolume(ctx context.Context, name, to string) error {
+	release, err := l.claim(Device{Volume: name}, Device{name, AllSnapshots})
+	if err != nil {
+		return err
+	}
+	defer release()
+	return l.st.RenameVolume(ctx, name, to)
+}
+
+// Resize implements Operations. A volume that clients use does not shrink.
+func (l *Local) Resize(ctx context.Context, name string, size int64, shrink bool) error {
+	if shrink {
+		release, err := l.claim(Device{Volume: name})
+		if err != nil {
+			return err
+		}
+		defer release()
+	}
+	return l.st.Resize(ctx, name, size, shrink)
+}
+
+// Flatten implements Operations.
+func (l *Local) Flatten(ctx context.Context, name string, progress func(done, total int64)) error {
+	return l.st.Flatten(ctx, name, progress)
+}

@@ -1,0 +1,188 @@
+package control
+
+import (
+	"context"
+	"time"
+
+	"github.com/fsximg/fsx/internal/cliutil"
+)
+
+// Operations are what can be done with a store, whoever has it open: Local does
+// it in this process, a Client has the store's server do it. Both return the same
+// results and errors that are the same sentinels. Methods may be called
+// concurrently. Progress functions are told bytes done and in all.
+type Operations interface {
+	// Info describes the store and its volumes. Of a served volume what is used
+	// is as of its last checkpoint.
+	Info(ctx context.Context) (Info, error)
+	// Map calls fn with the runs of a volume's map, or of a snapshot's.
+	Map(ctx context.Context, volume, snapshot string, fn func(Run) error) error
+	// Diff calls fn with what differs between a snapshot and another of the same
+	// volume, or, with to empty, its present state.
+	Diff(ctx context.Context, volume, from, to string, fn func(DiffRun) error) error
+	// Check verifies the store, and every tag of volumes whose key is there.
+	Check(ctx context.Context, progress func(done, total int64)) (Report, error)
+	// Compact gives back space that nothing needs.
+	Compact(ctx context.Context) (Compaction, error)
+
+	CreateSnapshot(ctx context.Context, volume, name string) (Snapshot, error)
+	DeleteSnapshot(ctx context.Context, volume, name string) (Snapshot, error)
+	// Rollback makes a volume what a snapshot holds. With force newer snapshots
+	// are deleted; their names are returned.
+	Rollback(ctx context.Context, volume, snapshot string, force bool) (deleted []string, err error)
+
+	Clone(ctx context.Context, c CloneRequest) error
+	CreateVolume(ctx context.Context, v VolumeRequest) error
+	DeleteVolume(ctx context.Context, name string) error
+	RenameVolume(ctx context.Context, name, to string) error
+	Resize(ctx context.Context, volume string, size int64, shrink bool) error
+	// Flatten copies what a clone shares into itself.
+	Flatten(ctx context.Context, volume string, progress func(done, total int64)) error
+
+	// Close releases the store, or the connection to its server.
+	Close() error
+}
+
+// Info describes a store. docs/schema/fsximg.info.json says what the fields mean;
+// it and its parts are printed as they are by --json.
+type Info struct {
+	UUID          string    `json:"uuid"`
+	FormatVersion int       `json:"format_version"`
+	Created       time.Time `json:"created"`
+	Allocated     int64     `json:"allocated"` // on disk
+	NeedsReplay   bool      `json:"needs_replay"`
+	Slots         []Slot    `json:"slots"`
+	Volumes       []Volume  `json:"volumes"`
+}
+
+// Slot is a slot of the keyring.
+type Slot struct {
+	Slot      int    `json:"slot"`
+	Type      string `json:"type"`
+	VolumeKey string `json:"volume_key"`
+	KDF       *KDF   `json:"kdf,omitempty"` // of a passphrase
+}
+
+// KDF is what a passphrase costs.
+type KDF struct {
+	Algorithm string `json:"algorithm"`
+	Memory    int64  `json:"memory"`
+	Passes    uint32 `json:"passes"`
+	Lanes     uint8  `json:"lanes"`
+}
+
+// Volume is a volume of a store.
+type Volume struct {
+	Name      string     `json:"name"`
+	ID        string     `json:"id"`
+	UUID      string     `json:"uuid"`
+	Size      int64      `json:"size"`
+	Used      int64      `json:"used"`      // blocks that something needs
+	Allocated int64      `json:"allocated"` // on disk
+	Cipher    string     `json:"cipher"`
+	VolumeKey string     `json:"volume_key"`
+	Parent    string     `json:"parent,omitempty"` // volume it was cloned from
+	Created   time.Time  `json:"created"`
+	Snapshots []Snapshot `json:"snapshots"` // oldest first
+}
+
+// Snapshot is a snapshot of a volume.
+type Snapshot struct {
+	Name    string    `json:"name"`
+	Number  uint64    `json:"number"` // never used again in the volume
+	Size    int64     `json:"size"`
+	Created time.Time `json:"created"`
+}
+
+// Run is a run of a volume's map.
+type Run struct {
+	Start  int64  `json:"start"`
+	Length int64  `json:"length"`
+	Kind   string `json:"kind"`            // data, zero or hole
+	Owner  string `json:"owner,omitempty"` // ID of the volume that wrote the data
+	Key    string `json:"key,omitempty"`   // data key of data
+}
+
+// DiffRun is a run of blocks that differ.
+type DiffRun struct {
+	Start  int64  `json:"start"`
+	Length int64  `json:"length"`
+	Kind   string `json:"kind"` // data, or zero where the later state is zero
+}
+
+// Compaction is what a compaction did.
+type Compaction struct {
+	Before int64    `json:"before"` // bytes on disk
+	After  int64    `json:"after"`
+	Locked []string `json:"locked"` // volumes whose log was left alone
+}
+
+// Report is what a check found.
+type Report struct {
+	Clean       bool            `json:"clean"`
+	NeedsReplay bool            `json:"needs_replay"`
+	Volumes     []CheckedVolume `json:"volumes"`
+	Problems    []Problem       `json:"problems"`
+	NotListed   int             `json:"problems_not_listed"`
+}
+
+// CheckedVolume says what was checked of a volume.
+type CheckedVolume struct {
+	Name      string `json:"name"`
+	Blocks    uint64 `json:"blocks"`
+	Verified  uint64 `json:"verified"` // blocks whose tag was checked
+	Leaked    uint64 `json:"leaked"`   // blocks that nothing needs and compact frees
+	Authentic bool   `json:"authentic"`
+}
+
+// Problem is one thing that is wrong.
+type Problem struct {
+	Volume string `json:"volume"`
+	Offset *int64 `json:"offset,omitempty"` // bytes; absent if it is no place
+	Length int64  `json:"length,omitempty"`
+	Text   string `json:"text"`
+}
+
+// CloneRequest asks for a writable volume made of a snapshot.
+type CloneRequest struct {
+	Volume   string               `json:"volume"`
+	Snapshot string               `json:"snapshot"`
+	Name     string               `json:"name"`
+	Secrets  []cliutil.SlotSecret `json:"secrets,omitempty"` // slots of a volume key of its own; empty: its parent's
+	NoChain  bool                 `json:"no_chain,omitempty"`
+	Cipher   string               `json:"cipher,omitempty"` // empty: as its parent's
+}
+
+// VolumeRequest asks for an empty volume.
+type VolumeRequest struct {
+	Name    string               `json:"name"`
+	Size    int64                `json:"size"`
+	Secrets []cliutil.SlotSecret `json:"secrets,omitempty"` // slots of a volume key of its own
+	Like    string               `json:"like,omitempty"`    // without: the volume whose key it shares; empty: main
+	Cipher  string               `json:"cipher,omitempty"`
+}
+
+// Device is a volume, or a snapshot of it, that clients use.
+type Device struct{ Volume, Snapshot string }
+
+// AllSnapshots stands for every snapshot of a volume.
+const AllSnapshots = "*"
+
+func (d Device) String() string {
+	switch d.Snapshot {
+	case "":
+		return "volume " + d.Volume
+	case AllSnapshots:
+		return "every snapshot of volume " + d.Volume
+	}
+	return "snapshot " + d.Volume + "@" + d.Snapshot
+}
+
+// Covers says whether d is o, or stands for it among others.
+func (d Device) Covers(o Device) bool {
+	return d == o || d.Volume == o.Volume && d.Snapshot == AllSnapshots && o.Snapshot != ""
+}
+
+// Claim keeps clients away from devices until release is called. The error is
+// cliutil.ErrInUse when one has clients, and says how many.
+type Claim func(devices ...Device) (release func(), err error)
