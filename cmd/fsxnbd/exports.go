@@ -6,8 +6,10 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/fsximg/fsx/internal/cliutil"
+	"github.com/fsximg/fsx/internal/control"
 	"github.com/fsximg/fsx/internal/volume"
 	"github.com/fsximg/fsx/pkg/nbdsrv"
 )
@@ -18,7 +20,7 @@ type served struct {
 	base string // its name in exports
 	st   *volume.Store
 
-	opened map[string]*volume.Volume // by name; it does not change while clients come
+	use usage
 }
 
 // exports are the volumes of all stores. With one store an export is called
@@ -31,35 +33,16 @@ type exports struct {
 	log      *slog.Logger
 }
 
-// names are the volumes of a store and the snapshots of those that are open.
-func (s *served) names() (l []string) {
-	for _, name := range s.st.Names() {
-		l = append(l, name)
-		if v := s.opened[name]; v != nil {
-			for _, snap := range v.Snapshots() {
-				l = append(l, name+"@"+snap.Name)
-			}
+// names are the volumes of a store and their snapshots. None is opened for it.
+func (s *served) names() (l []string, err error) {
+	volumes, err := s.st.Volumes()
+	for _, v := range volumes {
+		l = append(l, v.Name)
+		for _, snap := range v.Snapshots {
+			l = append(l, v.Name+"@"+snap.Name)
 		}
 	}
-	return l
-}
-
-// openVolumes opens those volumes of which something may be exported, so that
-// their snapshots are known. Why one cannot be opened is told by who asks for it.
-func (x *exports) openVolumes() {
-	for _, s := range x.stores {
-		s.opened = map[string]*volume.Volume{}
-		for _, name := range s.st.Names() {
-			export := x.name(s, name)
-			wanted := func(only string) bool { return only == export || strings.HasPrefix(only, export+"@") }
-			if len(x.only) > 0 && !slices.ContainsFunc(x.only, wanted) {
-				continue
-			}
-			if v, err := s.st.Volume(name); err == nil {
-				s.opened[name] = v
-			}
-		}
-	}
+	return l, err
 }
 
 // open opens a volume or a snapshot.
@@ -104,7 +87,11 @@ func (x *exports) allowed(name string) bool {
 // List implements nbdsrv.Exports.
 func (x *exports) List() (out []nbdsrv.ExportInfo) {
 	for _, s := range x.stores {
-		for _, v := range s.names() {
+		names, err := s.names()
+		if err != nil {
+			x.log.Error("exports cannot be listed", "store", s.path, "err", err)
+		}
+		for _, v := range names {
 			if name := x.name(s, v); x.allowed(name) {
 				out = append(out, nbdsrv.ExportInfo{Name: name, Description: s.path + ":" + v})
 			}
@@ -128,47 +115,49 @@ func (x *exports) told() (names []string) {
 	return names
 }
 
-// Open implements nbdsrv.Exports. A volume stays open until the server ends.
+// Open implements nbdsrv.Exports. A volume is opened by its first client, and
+// stays open until the server ends.
 func (x *exports) Open(name string) (nbdsrv.Export, func(), error) {
 	s, vol, ok := x.split(name)
 	if !ok || !x.allowed(x.name(s, vol)) {
 		return nbdsrv.Export{}, nil, nbdsrv.ErrUnknownExport
 	}
+	leave, err := s.use.enter(vol)
+	if err != nil {
+		return nbdsrv.Export{}, nil, err
+	}
 	v, err := s.open(vol)
-	switch {
-	case errors.Is(err, volume.ErrNotFound), errors.Is(err, volume.ErrNoSnapshot):
+	if err == nil {
+		e := nbdsrv.Export{
+			Name: x.name(s, vol), Description: s.path + ":" + vol,
+			Device: device{v}, ReadOnly: x.readOnly || v.ReadOnly(),
+		}
+		return e, sync.OnceFunc(leave), nil
+	}
+	leave()
+	if errors.Is(err, volume.ErrNotFound) || errors.Is(err, volume.ErrNoSnapshot) {
 		return nbdsrv.Export{}, nil, nbdsrv.ErrUnknownExport
-	case err != nil:
-		x.log.Error("export refused", "export", x.name(s, vol), "err", err)
-		return nbdsrv.Export{}, nil, fmt.Errorf("%s: %w", vol, err)
 	}
-	e := nbdsrv.Export{
-		Name: x.name(s, vol), Description: s.path + ":" + vol,
-		Device: device{v}, ReadOnly: x.readOnly || v.ReadOnly(),
-	}
-	return e, func() {}, nil
+	x.log.Error("export refused", "export", x.name(s, vol), "err", err)
+	return nbdsrv.Export{}, nil, fmt.Errorf("%s: %w", vol, err)
 }
 
-// check opens one volume of each store, which recovers it, and says why none
-// of any store can be served. With all, every volume must open.
+// check finds out what can be served: of each store one export must open, and
+// says why none of any store can be served. Others wait for their first client,
+// except in a store that was not closed cleanly, all of which is recovered now.
+// With all, every export must open.
 func (x *exports) check(env *cliutil.Env, all bool) error {
-	x.openVolumes()
 	opened := 0
 	var first error
-	for _, e := range x.List() {
-		_, release, err := x.Open(e.Name)
-		if err == nil {
-			release()
-			opened++
-			continue
-		}
-		if all {
-			return fmt.Errorf("export %s: %w", e.Name, err)
+	for _, s := range x.stores {
+		n, err := x.checkStore(env, s, all)
+		if err != nil && all {
+			return err
 		}
 		if first == nil {
-			first = fmt.Errorf("export %s: %w", e.Name, err)
+			first = err
 		}
-		env.Warn("export %s is refused: %v", e.Name, err)
+		opened += n
 	}
 	for _, name := range x.only {
 		if !slices.ContainsFunc(x.List(), func(e nbdsrv.ExportInfo) bool { return e.Name == name }) {
@@ -182,6 +171,68 @@ func (x *exports) check(env *cliutil.Env, all bool) error {
 		return first
 	}
 	return nil
+}
+
+// checkStore opens one export of a store, or as many as can be, and warns of
+// those that cannot. The error is the first of them.
+func (x *exports) checkStore(env *cliutil.Env, s *served, all bool) (opened int, first error) {
+	volumes, err := s.st.Volumes()
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", s.path, err)
+	}
+	unclean := slices.ContainsFunc(volumes, func(v volume.VolumeInfo) bool { return v.NeedsReplay })
+	names, err := s.names()
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", s.path, err)
+	}
+	for _, v := range names {
+		name := x.name(s, v)
+		if !x.allowed(name) {
+			continue
+		}
+		if opened > 0 && !all && !unclean {
+			return opened, first
+		}
+		_, release, err := x.Open(name)
+		if err == nil {
+			release()
+			opened++
+			continue
+		}
+		err = fmt.Errorf("export %s: %w", name, err)
+		if all {
+			return opened, err
+		}
+		if first == nil {
+			first = err
+		}
+		env.Warn("export %s is refused: %v", name, errors.Unwrap(err))
+	}
+	return opened, first
+}
+
+// control makes the control sockets of the stores. Where there can be none, on a
+// file system without sockets or one that cannot be written, commands find the
+// store busy, which is said. end removes them, and waits for what is under way.
+func (x *exports) control(env *cliutil.Env, version string) (end func() error) {
+	var servers []*control.Server
+	for _, s := range x.stores {
+		srv, err := control.Serve(control.Config{
+			Path: s.st.Path(), UUID: s.st.UUID().String(), Operations: control.NewLocal(s.st, s.use.claim),
+			Program: env.Program, Version: version, Log: x.log,
+		})
+		if err != nil {
+			env.Warn("%s: fsximg cannot be used on it while it is served: %v", s.path, err)
+			continue
+		}
+		servers = append(servers, srv)
+	}
+	return func() (errs error) {
+		for _, srv := range servers {
+			errs = errors.Join(errs, srv.Close())
+		}
+		return errs
+	}
 }
 
 // close flushes and closes every store.

@@ -79,7 +79,11 @@ func runServe(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 	if err != nil {
 		return err
 	}
+	endControl := x.control(env, c.App.Version)
 	err = serve(ctx, env, c, x, listeners)
+	if endErr := endControl(); err == nil {
+		err = endErr
+	}
 	tidyRunDirectory(x.stores[0].st.UUID().String())
 	if errors.Is(err, cliutil.ErrInterrupted) {
 		err = nil // being told to stop is no failure
