@@ -7,7 +7,7 @@ import (
 	"io"
 
 	"github.com/fsximg/fsx/internal/cliutil"
-	"github.com/fsximg/fsx/internal/volume"
+	"github.com/fsximg/fsx/internal/control"
 	"github.com/urfave/cli/v2"
 )
 
@@ -23,27 +23,8 @@ func checkCommand() *cli.Command {
 
 type checkResult struct {
 	cliutil.Header
-	Store       string          `json:"store"`
-	Clean       bool            `json:"clean"`
-	NeedsReplay bool            `json:"needs_replay"`
-	Volumes     []checkedVolume `json:"volumes"`
-	Problems    []problemResult `json:"problems"`
-	NotListed   int             `json:"problems_not_listed"`
-}
-
-type checkedVolume struct {
-	Name      string `json:"name"`
-	Blocks    uint64 `json:"blocks"`
-	Verified  uint64 `json:"verified"` // blocks whose tag was checked
-	Leaked    uint64 `json:"leaked"`   // blocks that nothing needs and compact frees
-	Authentic bool   `json:"authentic"`
-}
-
-type problemResult struct {
-	Volume string `json:"volume"`
-	Offset *int64 `json:"offset,omitempty"` // bytes; absent if it is no place
-	Length int64  `json:"length,omitempty"`
-	Text   string `json:"text"`
+	Store string `json:"store"`
+	control.Report
 }
 
 func runCheck(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) {
@@ -51,25 +32,19 @@ func runCheck(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 	if err != nil {
 		return err
 	}
-	st, err := openWithGivenKeys(env, c, path, forReading)
+	o, err := openOperations(ctx, env, c, path, forReading, givenKeys)
 	if err != nil {
 		return err
 	}
-	defer closeStore(st, &err)
-	res := checkResult{Header: cliutil.NewHeader("fsximg.check"), Store: path, Volumes: []checkedVolume{}, Problems: []problemResult{}}
-	unlockVolumes(st, &res)
-	volumes, err := st.Volumes()
-	if err != nil {
-		return err
-	}
-	res.NeedsReplay = noteReplay(env, volumes)
+	defer closeOperations(o, &err)
 	p := env.NewProgress("check", 0)
-	rep, err := st.Check(ctx, volume.CheckOptions{Progress: p.Set})
+	rep, err := o.Check(ctx, p.Set)
 	p.Stop()
 	if err != nil {
 		return err
 	}
-	res.add(rep)
+	noteReplay(env, rep.NeedsReplay)
+	res := checkResult{cliutil.NewHeader("fsximg.check"), path, rep}
 	if c.Bool("json") {
 		err = env.PrintJSON(res)
 	} else {
@@ -80,32 +55,6 @@ func runCheck(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 		err = cliutil.Errorf(cliutil.ErrDamaged, "damaged: %d problem%s", n, map[bool]string{true: "", false: "s"}[n == 1])
 	}
 	return err
-}
-
-// unlockVolumes opens every volume whose key is there, so that its tags are
-// checked. One that cannot be opened is a problem; the others go on.
-func unlockVolumes(st *volume.Store, res *checkResult) {
-	for _, name := range st.Names() {
-		_, err := st.Volume(name)
-		if err != nil && !errors.Is(err, volume.ErrKeyMissing) {
-			res.Problems = append(res.Problems, problemResult{Volume: name, Text: err.Error()})
-		}
-	}
-}
-
-func (r *checkResult) add(rep *volume.Report) {
-	for _, v := range rep.Volumes {
-		r.Volumes = append(r.Volumes, checkedVolume{v.Name, v.Blocks, v.Verified, v.Leaked, v.Authentic})
-	}
-	for _, p := range rep.Problems {
-		out := problemResult{Volume: p.Volume, Length: p.Length, Text: p.Text}
-		if p.Offset >= 0 {
-			out.Offset = &p.Offset
-		}
-		r.Problems = append(r.Problems, out)
-	}
-	r.NotListed = rep.More
-	r.Clean = len(r.Problems) == 0
 }
 
 func (r *checkResult) print(w io.Writer) error {

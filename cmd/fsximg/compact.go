@@ -2,11 +2,10 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/fsximg/fsx/internal/cliutil"
-	"github.com/fsximg/fsx/internal/volume"
+	"github.com/fsximg/fsx/internal/control"
 	"github.com/urfave/cli/v2"
 )
 
@@ -20,10 +19,8 @@ func compactCommand() *cli.Command {
 
 type compactResult struct {
 	cliutil.Header
-	Store  string   `json:"store"`
-	Before int64    `json:"before"` // bytes on disk
-	After  int64    `json:"after"`
-	Locked []string `json:"locked"` // volumes whose log was left alone
+	Store string `json:"store"`
+	control.Compaction
 }
 
 func runCompact(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) {
@@ -31,26 +28,16 @@ func runCompact(ctx context.Context, env *cliutil.Env, c *cli.Context) (err erro
 	if err != nil {
 		return err
 	}
-	st, err := openWithGivenKeys(env, c, path, forWriting)
+	o, err := openOperations(ctx, env, c, path, forWriting, givenKeys)
 	if err != nil {
 		return err
 	}
-	defer closeStore(st, &err)
-	res := compactResult{Header: cliutil.NewHeader("fsximg.compact"), Store: path, Locked: []string{}}
-	for _, name := range st.Names() {
-		_, err := st.Volume(name)
-		switch {
-		case errors.Is(err, volume.ErrKeyMissing):
-			res.Locked = append(res.Locked, name)
-		case err != nil:
-			return err
-		}
-	}
-	rep, err := st.Compact(ctx)
+	defer closeOperations(o, &err)
+	rep, err := o.Compact(ctx)
 	if err != nil {
 		return err
 	}
-	res.Before, res.After = rep.Before, rep.After
+	res := compactResult{cliutil.NewHeader("fsximg.compact"), path, rep}
 	if c.Bool("json") {
 		return env.PrintJSON(res)
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 
 	"github.com/fsximg/fsx/internal/cliutil"
+	"github.com/fsximg/fsx/internal/control"
 	"github.com/fsximg/fsx/internal/volume"
 	"github.com/fsximg/fsx/pkg/crypt"
 	"github.com/urfave/cli/v2"
@@ -32,13 +33,13 @@ func cipherFlag() cli.Flag {
 // createResult is what create and import say about a new store.
 type createResult struct {
 	cliutil.Header
-	Store       string       `json:"store"`
-	UUID        string       `json:"uuid"`
-	Volume      string       `json:"volume"`
-	Size        int64        `json:"size"`
-	Cipher      string       `json:"cipher"`
-	Slots       []slotResult `json:"slots"`
-	RecoveryKey string       `json:"recovery_key,omitempty"`
+	Store       string         `json:"store"`
+	UUID        string         `json:"uuid"`
+	Volume      string         `json:"volume"`
+	Size        int64          `json:"size"`
+	Cipher      string         `json:"cipher"`
+	Slots       []control.Slot `json:"slots"`
+	RecoveryKey string         `json:"recovery_key,omitempty"`
 }
 
 func runCreate(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) {
@@ -120,7 +121,7 @@ func newStore(env *cliutil.Env, c *cli.Context, path string, size int64, keys *c
 func describeNew(st *volume.Store, keys *cliutil.NewKeys, c *cli.Context) createResult {
 	res := createResult{
 		Header: cliutil.NewHeader("fsximg.create"), Store: st.Path(), UUID: st.UUID().String(),
-		Volume: cliutil.DefaultVolume, Cipher: c.String("cipher"), Slots: describeSlots(st.Keyring().Slots()),
+		Volume: cliutil.DefaultVolume, Cipher: c.String("cipher"), Slots: control.DescribeSlots(st.Keyring().Slots()),
 	}
 	if volumes, err := st.Volumes(); err == nil && len(volumes) == 1 {
 		res.Size = volumes[0].Size

@@ -7,6 +7,7 @@ import (
 	"text/tabwriter"
 
 	"github.com/fsximg/fsx/internal/cliutil"
+	"github.com/fsximg/fsx/internal/control"
 	"github.com/urfave/cli/v2"
 )
 
@@ -23,21 +24,21 @@ func listCommand() *cli.Command {
 
 type listResult struct {
 	cliutil.Header
-	Store   string         `json:"store"`
-	Volumes []volumeResult `json:"volumes"`
+	Store   string           `json:"store"`
+	Volumes []control.Volume `json:"volumes"`
 }
 
-func runList(_ context.Context, env *cliutil.Env, c *cli.Context) (err error) {
+func runList(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) {
 	path, err := cliutil.StoreOnly(c.Args().First())
 	if err != nil {
 		return err
 	}
-	st, volumes, err := openVolumes(env, path)
+	o, info, err := openInfo(ctx, env, c, path)
 	if err != nil {
 		return err
 	}
-	defer closeStore(st, &err)
-	res := listResult{cliutil.NewHeader("fsximg.list"), path, describeVolumes(volumes)}
+	defer closeOperations(o, &err)
+	res := listResult{cliutil.NewHeader("fsximg.list"), path, info.Volumes}
 	switch {
 	case c.Bool("json"):
 		return env.PrintJSON(res)
@@ -47,7 +48,7 @@ func runList(_ context.Context, env *cliutil.Env, c *cli.Context) (err error) {
 	return printList(env.Stdout, res.Volumes)
 }
 
-func printList(w io.Writer, volumes []volumeResult) error {
+func printList(w io.Writer, volumes []control.Volume) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(t, "VOLUME\tSIZE\tUSED\tCIPHER\tVOLUME KEY")
 	for _, v := range volumes {
@@ -58,7 +59,7 @@ func printList(w io.Writer, volumes []volumeResult) error {
 
 // printTree draws volumes below the ones they were cloned from.
 func printTree(w io.Writer, r listResult) error {
-	children := map[string][]volumeResult{}
+	children := map[string][]control.Volume{}
 	for _, v := range r.Volumes {
 		children[v.Parent] = append(children[v.Parent], v)
 	}

@@ -8,8 +8,7 @@ import (
 	"io"
 
 	"github.com/fsximg/fsx/internal/cliutil"
-	"github.com/fsximg/fsx/internal/volume"
-	"github.com/fsximg/fsx/pkg/layout"
+	"github.com/fsximg/fsx/internal/control"
 	"github.com/urfave/cli/v2"
 )
 
@@ -37,51 +36,47 @@ type runResult struct {
 	Key    string `json:"key,omitempty"` // data key of data
 }
 
-func runMap(_ context.Context, env *cliutil.Env, c *cli.Context) (err error) {
+func runMap(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) {
 	ref, err := cliutil.ParseRef(c.Args().First())
 	if err != nil {
 		return err
 	}
-	st, volumes, err := openVolumes(env, ref.Store)
+	o, info, err := openInfo(ctx, env, c, ref.Store)
 	if err != nil {
 		return err
 	}
-	defer closeStore(st, &err)
-	depth, size := depths(volumes, ref)
+	defer closeOperations(o, &err)
+	head := mapResult{cliutil.NewHeader("fsximg.map"), ref.Store, ref.VolumeOrDefault(), ref.Snapshot, 0}
+	if v, err := findVolume(info, ref); err == nil {
+		head.Size = v.Size
+	}
+	if s, err := findSnapshot(info, ref); err == nil {
+		head.Size = s.Size
+	}
 	w := bufio.NewWriter(env.Stdout)
 	var out runWriter = &tableRuns{w: w}
 	if c.Bool("json") {
 		out = &jsonRuns{w: w}
 	}
-	if err := printRuns(out, st, mapResult{cliutil.NewHeader("fsximg.map"), ref.Store, ref.VolumeOrDefault(), ref.Snapshot, size}, depth); err != nil {
+	if err := printRuns(ctx, out, o, head, depths(info.Volumes, head.Volume)); err != nil {
 		return err
 	}
 	return w.Flush()
 }
 
-// depths is how many generations up each volume's blocks come from, and the
-// size of what ref names.
-func depths(volumes []volume.VolumeInfo, ref cliutil.Ref) (depth map[layout.VolumeID]int, size int64) {
-	byID := map[layout.VolumeID]volume.VolumeInfo{}
-	depth = map[layout.VolumeID]int{}
-	var at layout.VolumeID
+// depths is how many generations up from a volume each volume's blocks come from,
+// by its ID.
+func depths(volumes []control.Volume, name string) map[string]int {
+	byName := map[string]control.Volume{}
 	for _, v := range volumes {
-		byID[v.ID] = v
-		if v.Name != ref.VolumeOrDefault() {
-			continue
-		}
-		at, size = v.ID, v.Size
-		for _, s := range v.Snapshots {
-			if s.Name == ref.Snapshot {
-				size = s.Size
-			}
-		}
+		byName[v.Name] = v
 	}
-	for n := 0; at != 0 && n <= len(volumes); n++ {
-		depth[at] = n
-		at = byID[at].Parent
+	depth := map[string]int{}
+	for n := 0; name != "" && n <= len(volumes); n++ {
+		depth[byName[name].ID] = n
+		name = byName[name].Parent
 	}
-	return depth, size
+	return depth
 }
 
 // runWriter prints a map, one run at a time: it may have millions.
@@ -91,39 +86,21 @@ type runWriter interface {
 	end() error
 }
 
-func printRuns(out runWriter, st *volume.Store, head mapResult, depth map[layout.VolumeID]int) error {
-	var failed error
+func printRuns(ctx context.Context, out runWriter, o control.Operations, head mapResult, depth map[string]int) error {
 	begun := false
-	err := st.Map(head.Volume, head.Snapshot, func(r volume.Run) bool {
+	err := o.Map(ctx, head.Volume, head.Snapshot, func(r control.Run) error {
 		if !begun {
-			failed = out.begin(head)
+			if err := out.begin(head); err != nil {
+				return err
+			}
 			begun = true
 		}
-		if failed == nil {
-			failed = out.run(describeRun(r, depth))
-		}
-		return failed == nil
+		return out.run(runResult{r.Start, r.Length, r.Kind, depth[r.Owner], r.Key})
 	})
-	if err == nil {
-		err = failed
-	}
 	if err != nil {
 		return err
 	}
 	return out.end()
-}
-
-func describeRun(r volume.Run, depth map[layout.VolumeID]int) runResult {
-	res := runResult{Start: r.Start, Length: r.Length}
-	switch r.Kind {
-	case layout.Hole:
-		res.Kind = "hole"
-	case layout.Zero:
-		res.Kind = "zero"
-	case layout.Data:
-		res.Kind, res.Depth, res.Key = "data", depth[r.Owner], r.KID.String()
-	}
-	return res
 }
 
 // tableRuns prints for people.

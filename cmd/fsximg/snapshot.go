@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/fsximg/fsx/internal/cliutil"
+	"github.com/fsximg/fsx/internal/control"
 	"github.com/fsximg/fsx/internal/volume"
 	"github.com/urfave/cli/v2"
 )
@@ -41,19 +42,12 @@ func snapshotCommand() *cli.Command {
 	}
 }
 
-type snapshotResult struct {
-	Name    string    `json:"name"`
-	Number  uint64    `json:"number"` // never used again in the volume
-	Size    int64     `json:"size"`
-	Created time.Time `json:"created"`
-}
-
 // snapshotChange is what create and delete report.
 type snapshotChange struct {
 	cliutil.Header
-	Store    string         `json:"store"`
-	Volume   string         `json:"volume"`
-	Snapshot snapshotResult `json:"snapshot"`
+	Store    string           `json:"store"`
+	Volume   string           `json:"volume"`
+	Snapshot control.Snapshot `json:"snapshot"`
 }
 
 type snapshotListResult struct {
@@ -63,86 +57,75 @@ type snapshotListResult struct {
 }
 
 type snapshotsResult struct {
-	Volume    string           `json:"volume"`
-	Snapshots []snapshotResult `json:"snapshots"`
+	Volume    string             `json:"volume"`
+	Snapshots []control.Snapshot `json:"snapshots"`
 }
 
-func describeSnapshot(s volume.SnapshotInfo) snapshotResult {
-	return snapshotResult{s.Name, uint64(s.Number), s.Size, s.Created.UTC()}
-}
-
-func describeSnapshots(l []volume.SnapshotInfo) []snapshotResult {
-	out := []snapshotResult{}
-	for _, s := range l {
-		out = append(out, describeSnapshot(s))
+// snapshotRef is the snapshot that the argument names.
+func snapshotRef(c *cli.Context) (cliutil.Ref, error) {
+	ref, err := cliutil.ParseRef(c.Args().First())
+	if err == nil && ref.Snapshot == "" {
+		err = cliutil.WithHint(cliutil.UsageErrorf("%s names no snapshot", ref), "STORE[:VOLUME]@SNAPSHOT does, say %s@monday", ref)
 	}
-	return out
-}
-
-// openForSnapshot opens the volume of the snapshot that the argument names.
-func openForSnapshot(ctx context.Context, env *cliutil.Env, c *cli.Context) (ref cliutil.Ref, st *volume.Store, v *volume.Volume, err error) {
-	if ref, err = cliutil.ParseRef(c.Args().First()); err != nil {
-		return ref, nil, nil, err
-	}
-	if ref.Snapshot == "" {
-		return ref, nil, nil, cliutil.WithHint(cliutil.UsageErrorf("%s names no snapshot", ref), "STORE[:VOLUME]@SNAPSHOT does, say %s@monday", ref)
-	}
-	if st, err = openUnlocked(ctx, env, c, ref.Store, forWriting); err != nil {
-		return ref, nil, nil, err
-	}
-	if v, err = openVolume(st, ref); err != nil {
-		st.Close()
-	}
-	return ref, st, v, err
+	return ref, err
 }
 
 func runSnapshotCreate(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) {
-	ref, st, v, err := openForSnapshot(ctx, env, c)
+	ref, err := snapshotRef(c)
 	if err != nil {
 		return err
 	}
-	defer closeStore(st, &err)
-	if err := v.CreateSnapshot(ctx, ref.Snapshot); err != nil {
-		if errors.Is(err, volume.ErrExists) {
-			return cliutil.WithHint(err, "take another name, or delete it first: fsximg snapshot delete %s", ref)
-		}
-		return err
-	}
-	s, err := v.Snapshot(ref.Snapshot)
+	o, err := openOperations(ctx, env, c, ref.Store, forWriting, keysNeeded)
 	if err != nil {
 		return err
 	}
-	return reportSnapshot(env, c, "fsximg.snapshot.create", ref, s.Info(), "created")
+	defer closeOperations(o, &err)
+	s, err := o.CreateSnapshot(ctx, ref.VolumeOrDefault(), ref.Snapshot)
+	if errors.Is(err, volume.ErrExists) {
+		return cliutil.WithHint(err, "take another name, or delete it first: fsximg snapshot delete %s", ref)
+	}
+	if err != nil {
+		return err
+	}
+	return reportSnapshot(env, c, "fsximg.snapshot.create", ref, s, "created")
 }
 
-func reportSnapshot(env *cliutil.Env, c *cli.Context, schema string, ref cliutil.Ref, s volume.SnapshotInfo, what string) error {
+func reportSnapshot(env *cliutil.Env, c *cli.Context, schema string, ref cliutil.Ref, s control.Snapshot, what string) error {
 	env.Say("%s: snapshot %s@%s %s", ref.Store, ref.VolumeOrDefault(), s.Name, what)
 	if c.Bool("json") {
-		return env.PrintJSON(snapshotChange{cliutil.NewHeader(schema), ref.Store, ref.VolumeOrDefault(), describeSnapshot(s)})
+		return env.PrintJSON(snapshotChange{cliutil.NewHeader(schema), ref.Store, ref.VolumeOrDefault(), s})
 	}
 	return nil
 }
 
 func runSnapshotDelete(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) {
-	ref, st, v, err := openForSnapshot(ctx, env, c)
+	ref, err := snapshotRef(c)
 	if err != nil {
 		return err
 	}
-	defer closeStore(st, &err)
-	s, err := v.Snapshot(ref.Snapshot)
+	o, err := openOperations(ctx, env, c, ref.Store, forWriting, keysNeeded)
 	if err != nil {
 		return err
 	}
-	if err := env.Confirm(ctx, c.Bool("force"), "snapshot %s would be deleted", s.Name()); err != nil {
+	defer closeOperations(o, &err)
+	info, err := o.Info(ctx)
+	if err != nil {
 		return err
 	}
-	if err := v.DeleteSnapshot(ctx, ref.Snapshot); err != nil {
+	if _, err := findSnapshot(info, ref); err != nil {
 		return err
 	}
-	return reportSnapshot(env, c, "fsximg.snapshot.delete", ref, s.Info(), "deleted")
+	if err := env.Confirm(ctx, c.Bool("force"), "snapshot %s@%s would be deleted", ref.VolumeOrDefault(), ref.Snapshot); err != nil {
+		return err
+	}
+	s, err := o.DeleteSnapshot(ctx, ref.VolumeOrDefault(), ref.Snapshot)
+	if err != nil {
+		return err
+	}
+	return reportSnapshot(env, c, "fsximg.snapshot.delete", ref, s, "deleted")
 }
 
-func runSnapshotList(_ context.Context, env *cliutil.Env, c *cli.Context) (err error) {
+func runSnapshotList(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) {
 	ref, err := cliutil.ParseRef(c.Args().First())
 	if err != nil {
 		return err
@@ -150,15 +133,15 @@ func runSnapshotList(_ context.Context, env *cliutil.Env, c *cli.Context) (err e
 	if ref.Snapshot != "" {
 		return cliutil.UsageErrorf("%s: this command takes a store or a volume, not a snapshot", ref)
 	}
-	st, volumes, err := openVolumes(env, ref.Store)
+	o, info, err := openInfo(ctx, env, c, ref.Store)
 	if err != nil {
 		return err
 	}
-	defer closeStore(st, &err)
+	defer closeOperations(o, &err)
 	res := snapshotListResult{Header: cliutil.NewHeader("fsximg.snapshot.list"), Store: ref.Store, Volumes: []snapshotsResult{}}
-	for _, v := range volumes {
+	for _, v := range info.Volumes {
 		if ref.Volume == "" || v.Name == ref.Volume {
-			res.Volumes = append(res.Volumes, snapshotsResult{v.Name, describeSnapshots(v.Snapshots)})
+			res.Volumes = append(res.Volumes, snapshotsResult{v.Name, v.Snapshots})
 		}
 	}
 	if len(res.Volumes) == 0 {

@@ -25,6 +25,10 @@ func (e *Env) OpenStore(path string, how Access) (*volume.Store, error) {
 	case errors.Is(err, fs.ErrNotExist) && !errors.Is(err, volume.ErrDamaged):
 		return nil, Errorf(ErrNotFound, "no such store")
 	case errors.Is(err, volume.ErrBusy):
+		var busy *volume.BusyError
+		if errors.As(err, &busy) && busy.Holder.Program == "fsxnbd" {
+			return nil, WithHint(err, "a server has it: read and write it by the server's NBD URI (nbdcopy, qemu-img, fsximg compare), or stop the server")
+		}
 		return nil, WithHint(err, "stop that process, or wait until it is done")
 	case errors.Is(err, volume.ErrVersion):
 		return nil, WithHint(err, "it was made by another version of fsximg; this is %s --version", e.Program)
