@@ -59,11 +59,18 @@ func printInfo(w io.Writer, r infoResult) error {
 		fmt.Fprintf(t, "\nvolume\t%s\n  size\t%s\n  used\t%s\n  on disk\t%s\n  cipher\t%s\n  volume key\t%s\n", v.Name,
 			cliutil.FormatSize(v.Size), cliutil.FormatSize(v.Used), cliutil.FormatSize(v.Allocated), v.Cipher, v.VolumeKey)
 		if v.Parent != "" {
-			fmt.Fprintf(t, "  clone of\t%s\n", v.Parent)
+			fmt.Fprintf(t, "  clone of\t%s@%s\n", v.Parent, v.ParentSnapshot)
 		}
 		if n := len(v.Snapshots); n > 0 {
 			fmt.Fprintf(t, "  snapshots\t%d, the newest %s\n", n, v.Snapshots[n-1].Name)
 		}
+	}
+	if n := len(r.Hidden); n > 0 {
+		allocated := int64(0)
+		for _, v := range r.Hidden {
+			allocated += v.Allocated
+		}
+		fmt.Fprintf(t, "\nhidden\t%d deleted or rolled back, needed by others\n  on disk\t%s\n", n, cliutil.FormatSize(allocated))
 	}
 	return t.Flush()
 }

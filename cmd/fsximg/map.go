@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/fsximg/fsx/internal/cliutil"
 	"github.com/fsximg/fsx/internal/control"
@@ -58,7 +59,7 @@ func runMap(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) {
 	if c.Bool("json") {
 		out = &jsonRuns{w: w}
 	}
-	if err := printRuns(ctx, out, o, head, depths(info.Volumes, head.Volume)); err != nil {
+	if err := printRuns(ctx, out, o, head, depths(info, head.Volume)); err != nil {
 		return err
 	}
 	return w.Flush()
@@ -66,15 +67,21 @@ func runMap(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) {
 
 // depths is how many generations up from a volume each volume's blocks come from,
 // by its ID.
-func depths(volumes []control.Volume, name string) map[string]int {
-	byName := map[string]control.Volume{}
-	for _, v := range volumes {
-		byName[v.Name] = v
+func depths(info control.Info, name string) map[string]int {
+	parents := map[string]string{}
+	at := ""
+	for _, v := range slices.Concat(info.Volumes, info.Hidden) {
+		parents[v.ID] = v.ParentID
+	}
+	for _, v := range info.Volumes {
+		if v.Name == name {
+			at = v.ID
+		}
 	}
 	depth := map[string]int{}
-	for n := 0; name != "" && n <= len(volumes); n++ {
-		depth[byName[name].ID] = n
-		name = byName[name].Parent
+	for n := 0; at != "" && n <= len(parents); n++ {
+		depth[at] = n
+		at = parents[at]
 	}
 	return depth
 }

@@ -38,6 +38,8 @@ func snapshotCommand() *cli.Command {
 				}, cliutil.OpenKeyFlags()...),
 				Action: cliutil.Action(1, 1, cliutil.FirstArg, runSnapshotDelete),
 			},
+			rollbackCommand(),
+			pruneCommand(),
 		},
 	}
 }

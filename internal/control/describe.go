@@ -21,24 +21,62 @@ func DescribeSlots(slots []crypt.SlotInfo) []Slot {
 	return out
 }
 
-func describeVolumes(volumes []volume.VolumeInfo) []Volume {
-	names := map[layout.VolumeID]string{}
-	for _, v := range volumes {
-		names[v.ID] = v.Name
-	}
+// describeVolumes describes volumes, and among them, who descends from whom: all are
+// the volumes of the store, those too that were deleted and stay for their clones.
+func describeVolumes(volumes, all []volume.VolumeInfo) []Volume {
+	f := familyOf(all)
 	out := []Volume{}
 	for _, v := range volumes {
 		d := Volume{
 			Name: v.Name, ID: v.ID.String(), UUID: v.UUID.String(), Size: v.Size, Used: v.Live, Allocated: v.Allocated,
-			Cipher: v.Mode.String(), VolumeKey: v.VolumeKey.String(), Parent: names[v.Parent], Created: v.Created.UTC(),
-			Snapshots: []Snapshot{},
+			Cipher: v.Mode.String(), VolumeKey: v.VolumeKey.String(), Created: v.Created.UTC(), Snapshots: []Snapshot{},
 		}
+		if v.Parent != 0 {
+			d.ParentID = v.Parent.String()
+		}
+		d.Parent, d.ParentSnapshot = f.parent(v)
 		for _, s := range v.Snapshots {
 			d.Snapshots = append(d.Snapshots, describeSnapshot(s))
 		}
 		out = append(out, d)
 	}
 	return out
+}
+
+// family is the volumes of a store by identifier. A rollback leaves what the volume
+// was as a hidden volume, which goes by the name of the one that took its place.
+type family struct {
+	byID map[layout.VolumeID]volume.VolumeInfo
+	goes map[layout.VolumeID]string
+}
+
+func familyOf(all []volume.VolumeInfo) family {
+	f := family{map[layout.VolumeID]volume.VolumeInfo{}, map[layout.VolumeID]string{}}
+	for _, v := range all {
+		f.byID[v.ID] = v
+	}
+	for _, v := range all {
+		for at, n := v, 0; !v.Hidden && n <= len(all); n++ {
+			f.goes[at.ID] = v.Name
+			if !at.RolledBack {
+				break
+			}
+			at = f.byID[at.Parent]
+		}
+	}
+	return f
+}
+
+// parent is the volume and the snapshot that a volume was cloned from; the volume
+// is empty if it was deleted since.
+func (f family) parent(v volume.VolumeInfo) (name, snapshot string) {
+	for n := 0; v.RolledBack && n <= len(f.byID); n++ {
+		v = f.byID[v.Parent]
+	}
+	if name = f.goes[v.Parent]; name != "" {
+		snapshot = v.ParentSnapshot
+	}
+	return name, snapshot
 }
 
 func describeSnapshot(s volume.SnapshotInfo) Snapshot {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/fsximg/fsx/internal/cliutil"
 	"github.com/fsximg/fsx/internal/volume"
@@ -42,9 +43,10 @@ func (l *Local) Info(context.Context) (Info, error) {
 	if err != nil {
 		return Info{}, err
 	}
+	all := slices.Concat(info.Volumes, info.Hidden)
 	return Info{
 		UUID: info.UUID.String(), FormatVersion: info.Version, Created: info.Created.UTC(), Allocated: info.Allocated,
-		NeedsReplay: needsReplay(info.Volumes), Slots: DescribeSlots(info.Slots), Volumes: describeVolumes(info.Volumes),
+		NeedsReplay: needsReplay(info.Volumes), Slots: DescribeSlots(info.Slots), Volumes: describeVolumes(info.Volumes, all), Hidden: describeVolumes(info.Hidden, all),
 	}, nil
 }
 
@@ -155,43 +157,15 @@ func (l *Local) DeleteSnapshot(ctx context.Context, name, snapshot string) (Snap
 	return describeSnapshot(s.Info()), v.DeleteSnapshot(ctx, snapshot)
 }
 
-// Rollback implements Operations.
+// Rollback implements Operations. The volume is another afterwards, so that neither
+// it nor a snapshot of it may have clients.
 func (l *Local) Rollback(ctx context.Context, name, snapshot string, force bool) (deleted []string, err error) {
-	devices := []Device{{Volume: name}}
-	if force {
-		newer, err := l.newerSnapshots(name, snapshot)
-		if err != nil {
-			return nil, err
-		}
-		devices = append(devices, newer...)
-	}
-	release, err := l.claim(devices...)
+	release, err := l.claim(Device{Volume: name}, Device{name, AllSnapshots})
 	if err != nil {
 		return nil, err
 	}
 	defer release()
 	return l.st.Rollback(ctx, name, snapshot, force)
-}
-
-// newerSnapshots are those that a rollback deletes.
-func (l *Local) newerSnapshots(name, snapshot string) (devices []Device, err error) {
-	volumes, err := l.st.Volumes()
-	if err != nil {
-		return nil, err
-	}
-	for _, v := range volumes {
-		if v.Name != name {
-			continue
-		}
-		found := false
-		for _, s := range v.Snapshots { // oldest first
-			if found {
-				devices = append(devices, Device{name, s.Name})
-			}
-			found = found || s.Name == snapshot
-		}
-	}
-	return devices, nil
 }
 
 // Clone implements Operations.

@@ -53,6 +53,7 @@ type Info struct {
 	NeedsReplay   bool      `json:"needs_replay"`
 	Slots         []Slot    `json:"slots"`
 	Volumes       []Volume  `json:"volumes"`
+	Hidden        []Volume  `json:"hidden"` // deleted, or what a rollback left; clones need them
 }
 
 // Slot is a slot of the keyring.
@@ -73,16 +74,23 @@ type KDF struct {
 
 // Volume is a volume of a store.
 type Volume struct {
-	Name      string     `json:"name"`
-	ID        string     `json:"id"`
-	UUID      string     `json:"uuid"`
-	Size      int64      `json:"size"`
-	Used      int64      `json:"used"`      // blocks that something needs
-	Allocated int64      `json:"allocated"` // on disk
-	Cipher    string     `json:"cipher"`
-	VolumeKey string     `json:"volume_key"`
-	Parent    string     `json:"parent,omitempty"` // volume it was cloned from
-	Created   time.Time  `json:"created"`
+	Name      string    `json:"name"`
+	ID        string    `json:"id"`
+	UUID      string    `json:"uuid"`
+	Size      int64     `json:"size"`
+	Used      int64     `json:"used"`      // blocks that something needs
+	Allocated int64     `json:"allocated"` // on disk
+	Cipher    string    `json:"cipher"`
+	VolumeKey string    `json:"volume_key"`
+	Created   time.Time `json:"created"`
+
+	// What it was cloned from, unless that was deleted since.
+	Parent         string `json:"parent,omitempty"`
+	ParentSnapshot string `json:"parent_snapshot,omitempty"`
+	// ParentID is the volume that it starts from: that one, or what it was itself
+	// before a rollback, or one that is hidden.
+	ParentID string `json:"parent_id,omitempty"`
+
 	Snapshots []Snapshot `json:"snapshots"` // oldest first
 }
 
