@@ -35,6 +35,7 @@ func newApp() *cli.App {
 			compactCommand(),
 			measureCommand(),
 			compareCommand(),
+			thawCommand(),
 		}, cliutil.GenerateCommands()...),
 	}
 }

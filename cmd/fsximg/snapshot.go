@@ -21,8 +21,11 @@ func snapshotCommand() *cli.Command {
 			{
 				Name: "create", Usage: "keep a volume's present state under a name", ArgsUsage: "STORE[:VOLUME]@SNAPSHOT",
 				Description: "It takes no space and no time, whatever the volume holds; what is overwritten later does.",
-				Flags:       append([]cli.Flag{cliutil.JSONFlag()}, cliutil.OpenKeyFlags()...),
-				Action:      cliutil.Action(1, 1, cliutil.FirstArg, runSnapshotCreate),
+				Flags: flags([]cli.Flag{
+					&cli.StringFlag{Name: "freeze", Usage: "freeze the file system at `MOUNTPOINT` meanwhile, so that it is whole in the snapshot"},
+					cliutil.JSONFlag(),
+				}, cliutil.OpenKeyFlags()),
+				Action: cliutil.Action(1, 1, cliutil.FirstArg, runSnapshotCreate),
 			},
 			{
 				Name: "list", Aliases: []string{"ls"}, Usage: "list snapshots, oldest first", ArgsUsage: "STORE[:VOLUME]",
@@ -82,7 +85,11 @@ func runSnapshotCreate(ctx context.Context, env *cliutil.Env, c *cli.Context) (e
 		return err
 	}
 	defer closeOperations(o, &err)
-	s, err := o.CreateSnapshot(ctx, ref.VolumeOrDefault(), ref.Snapshot)
+	var s control.Snapshot
+	err = whileFrozen(ctx, c.String("freeze"), ref.Store, func(ctx context.Context) (err error) {
+		s, err = o.CreateSnapshot(ctx, ref.VolumeOrDefault(), ref.Snapshot)
+		return err
+	})
 	if errors.Is(err, volume.ErrExists) {
 		return cliutil.WithHint(err, "take another name, or delete it first: fsximg snapshot delete %s", ref)
 	}
