@@ -10,6 +10,7 @@ import (
 	"github.com/fsximg/fsx/pkg/crypt"
 	"github.com/fsximg/fsx/pkg/layout"
 	"github.com/fsximg/fsx/pkg/layout/metadb"
+	"github.com/fsximg/fsx/pkg/layout/seglog"
 )
 
 // Info is what a store tells about itself without a key. Names, sizes and
@@ -160,8 +161,8 @@ func (s *Store) volumeInfo(id layout.VolumeID) (VolumeInfo, error) {
 	}
 	for _, no := range files.List() {
 		size, allocated, err := files.Usage(no)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, seglog.ErrNoSegment) {
+			continue // it went meanwhile
 		}
 		if err != nil {
 			return i, err

@@ -33,10 +33,11 @@ var floors = map[string][]string{
 	"internal/volume": {"internal/vfs", "pkg/crypt", "pkg/layout", "pkg/layout/maptree", "pkg/layout/metadb", "pkg/layout/seglog", "pkg/layout/store", "pkg/snapshot"},
 	// What the commands are made of.
 	"internal/convert": {},
+	"internal/picture": {},
 	"internal/cliutil": {"internal/volume", "pkg/crypt", "pkg/layout"},
 	"internal/control": {"internal/cliutil", "internal/volume", "pkg/crypt", "pkg/layout"},
 	"internal/export":  {"internal/cliutil", "internal/volume", "pkg/nbdsrv"},
-	"cmd/fsximg":       {"internal/cliutil", "internal/control", "internal/convert", "internal/export", "internal/volume", "pkg/crypt", "pkg/layout", "pkg/nbdsrv", "pkg/snapshot"},
+	"cmd/fsximg":       {"internal/cliutil", "internal/control", "internal/convert", "internal/export", "internal/picture", "internal/volume", "pkg/crypt", "pkg/layout", "pkg/nbdsrv", "pkg/snapshot"},
 	"cmd/fsxnbd":       {"internal/cliutil", "internal/control", "internal/export", "internal/volume", "pkg/crypt", "pkg/layout", "pkg/nbdsrv"},
 	// Only tests use these.
 	"internal/vfs/trace":       {"internal/vfs"},
