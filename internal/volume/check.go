@@ -183,7 +183,57 @@ func (c *checker) structure(ctx context.Context, h layout.Head, v *Volume) (*map
 	if err := m.run(ctx, root); err != nil {
 		return m, err
 	}
-	return m, m.snapshots(ctx, snaps, root, v)
+	if err := m.snapshots(ctx, snaps, root, v); err != nil {
+		return m, err
+	}
+	return m, m.account(ctx, snaps, root)
+}
+
+// account compares what is said that the present state and each snapshot have
+// alone with what their maps have.
+func (m *mapCheck) account(ctx context.Context, snaps []layout.Snapshot, head layout.Root) error {
+	u, err := m.s.usage(m.id, snaps)
+	if err != nil {
+		return err
+	}
+	count := func(name string, root layout.Root, others []layout.Root, want uint64) error {
+		n := uint64(0)
+		err := m.s.tree.Exclusive(ctx, root, others, maptree.ExclusiveOptions{Ref: func(_ layout.BlockNo, ref *layout.BlockRef) error {
+			if ref.Owner == m.id {
+				n++
+			}
+			return nil
+		}})
+		if errors.Is(err, maptree.ErrDamaged) {
+			return nil // told already
+		}
+		if err == nil && n != want {
+			m.problem(Problem{name, -1, 0, fmt.Sprintf("%d blocks are its alone, and accounted for are %d", n, want)})
+		}
+		return err
+	}
+	var others []layout.Root
+	if n := len(snaps); n > 0 {
+		others = append(others, snaps[n-1].Root)
+	}
+	if err := count(m.name, head, others, u.head); err != nil {
+		return err
+	}
+	for i := range snaps {
+		others = others[:0]
+		if i > 0 {
+			others = append(others, snaps[i-1].Root)
+		}
+		if i+1 < len(snaps) {
+			others = append(others, snaps[i+1].Root)
+		} else {
+			others = append(others, head)
+		}
+		if err := count(m.name+"@"+snaps[i].Name, snaps[i].Root, others, u.snaps[snaps[i].Seq]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // mapCheck walks one map.

@@ -147,7 +147,7 @@ func (v *Volume) catchUpLocked(ctx context.Context, end layout.Seq) error {
 
 func (v *Volume) checkpointOne(ctx context.Context, state frozenState, clean bool) error {
 	began := time.Now()
-	c := &checkpoint{v: v, state: state, ch: v.newChanges(), clean: clean}
+	c := &checkpoint{v: v, state: state, ch: v.newChanges(), book: v.newBookkeeping(), clean: clean}
 	if err := c.run(ctx); err != nil {
 		return fmt.Errorf("checkpoint of volume %s: %w", v.Name(), mapDamage(err))
 	}
@@ -183,6 +183,7 @@ type checkpoint struct {
 	v        *Volume
 	state    frozenState
 	ch       *changes
+	book     *bookkeeping
 	clean    bool
 	stats    maptree.Stats
 	obsolete [][]byte
@@ -216,6 +217,7 @@ func (c *checkpoint) run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		c.book.born(c.stats.Added)
 		if len(o.deletes) > 0 {
 			// They are compared with the new tree, which must be there.
 			if err := batch.Flush(); err != nil {
@@ -234,6 +236,7 @@ func (c *checkpoint) run(ctx context.Context) error {
 			s.Root = root
 			c.snaps = append(slices.Clone(c.snaps), s)
 			head.MapEpoch = s.Seq
+			c.book.snapshot(s.Seq)
 		}
 		if err := c.writeExtents(batch); err != nil {
 			return err
@@ -291,6 +294,9 @@ func (c *checkpoint) setHead(tx *metadb.Txn, head *layout.Head) error {
 			return err
 		}
 	}
+	if err := c.book.write(tx); err != nil {
+		return err
+	}
 	return tx.Set(layout.HeadKey(c.v.id), head.Encode(c.v.signHead))
 }
 
@@ -313,8 +319,16 @@ func (c *checkpoint) deleteSnapshot(ctx context.Context, seq layout.Seq, root ma
 		next = c.snaps[i+1].Root
 	}
 	neighbours := []maptree.Root{next}
+	var before, after layout.Seq
 	if i > 0 {
 		neighbours = append(neighbours, c.snaps[i-1].Root)
+		before = c.snaps[i-1].Seq
+	}
+	if i+1 < len(c.snaps) {
+		after = c.snaps[i+1].Seq
+	}
+	if err := c.book.deleted(before, seq, after); err != nil {
+		return err
 	}
 	err := c.v.store.tree.Exclusive(ctx, c.snaps[i].Root, neighbours, maptree.ExclusiveOptions{
 		Ref: func(_ layout.BlockNo, ref *layout.BlockRef) error {
@@ -341,7 +355,12 @@ func (c *checkpoint) deleteSnapshot(ctx context.Context, seq layout.Seq, root ma
 // dead takes a block that the new map does not point to any more. It is freed
 // if no snapshot can need it.
 func (c *checkpoint) dead(ref layout.BlockRef) error {
-	if ref.Owner != c.v.id || ref.Extent.Birth() <= c.v.head.NewestSnapshot {
+	if ref.Owner != c.v.id {
+		return nil
+	}
+	kept := ref.Extent.Birth() <= c.v.head.NewestSnapshot
+	c.book.died(ref.Extent.Birth(), kept)
+	if kept {
 		return nil
 	}
 	return c.ch.died(ref)
@@ -380,6 +399,7 @@ func (c *checkpoint) finish(root maptree.Root, head layout.Head) {
 	v.root, v.head = root, head
 	v.gen++
 	v.snaps = c.snaps
+	v.account = c.book.account
 	if c.state.frozen != nil {
 		if v.waiting[0] != c.state.frozen {
 			panic("volume: checkpoints out of order")

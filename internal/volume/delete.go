@@ -164,7 +164,7 @@ func (s *Store) removeVolume(id layout.VolumeID) error {
 	s.mu.Lock()
 	delete(s.files, id)
 	s.mu.Unlock()
-	for _, prefix := range [][]byte{layout.SegmentPrefix(id), layout.ExtentPrefix(id), layout.SnapshotPrefix(id), maptree.Prefix(id)} {
+	for _, prefix := range [][]byte{layout.SegmentPrefix(id), layout.ExtentPrefix(id), layout.SnapshotPrefix(id), layout.AccountPrefix(id), maptree.Prefix(id)} {
 		if err := s.removeRecords(prefix); err != nil {
 			return err
 		}

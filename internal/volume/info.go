@@ -43,6 +43,7 @@ type VolumeInfo struct {
 	Hidden                     bool // it was deleted, and stays for its clones
 	Segments                   int
 	Live                       int64          // bytes of blocks that something needs
+	Alone                      int64          // of these, what only its present state has
 	LogBytes                   int64          // bytes in segment files, dead ones included
 	Allocated                  int64          // bytes on disk
 	Snapshots                  []SnapshotInfo // oldest first
@@ -155,6 +156,9 @@ func (s *Store) volumeInfo(id layout.VolumeID) (VolumeInfo, error) {
 	if i.Snapshots, err = s.snapshotsOf(id); err != nil {
 		return i, err
 	}
+	if err := s.addUsage(id, &i); err != nil {
+		return i, err
+	}
 	files, err := s.filesOf(id)
 	if err != nil {
 		return i, err
@@ -246,6 +250,42 @@ func (s *Store) Map(name, snapshot string, fn func(Run) bool) error {
 		}
 	}
 	return fmt.Errorf("%w: %s", ErrNoSnapshot, snapshot)
+}
+
+// addUsage tells what a volume's state and its snapshots have alone.
+func (s *Store) addUsage(id layout.VolumeID, i *VolumeInfo) error {
+	s.mu.RLock()
+	l := s.lineageLocked()
+	history := l.History(id)
+	clones := map[layout.VolumeID]map[layout.Seq]int{}
+	for _, h := range l.Heads {
+		if h.Parent != 0 && !(h.Volume == id && h.Continues) {
+			if clones[h.Parent] == nil {
+				clones[h.Parent] = map[layout.Seq]int{}
+			}
+			clones[h.Parent][h.ParentSnapshot]++
+		}
+	}
+	s.mu.RUnlock()
+	for _, part := range history {
+		snaps, err := s.snapshots(part.Volume)
+		if err != nil {
+			return err
+		}
+		u, err := s.usage(part.Volume, snaps)
+		if err != nil {
+			return err
+		}
+		if part.Volume == id {
+			i.Alone = int64(u.head) * blockSize
+		}
+		for k := range i.Snapshots {
+			if snap := &i.Snapshots[k]; snap.of == part.Volume {
+				snap.Alone, snap.Clones = int64(u.snaps[snap.Number])*blockSize, clones[part.Volume][snap.Number]
+			}
+		}
+	}
+	return nil
 }
 
 func (s *Store) fate(id layout.VolumeID) layout.Fate {

@@ -83,6 +83,9 @@ func (v *Volume) unlock(vk *crypt.VolumeKey, hint layout.Head) error {
 	if uint32(len(v.snaps)) != head.Snapshots || layout.SnapshotDigest(v.snaps) != head.SnapshotDigest {
 		return fmt.Errorf("%w: the snapshots are not those that the head names", ErrDamaged)
 	}
+	if v.account, err = s.account(v.id); err != nil {
+		v.log.Error("account is damaged", "volume", head.Name, "err", err) // a hint
+	}
 	v.head, v.root = *head, head.Root
 	v.uuid = head.UUID
 	v.label.Store(&head.Name)

@@ -26,10 +26,16 @@ type SnapshotInfo struct {
 	Number  layout.Seq // of the commit it was made after; never reused in the volume
 	Created time.Time
 	Size    int64 // bytes
+	// Alone is what only this snapshot has, in bytes, as of the last checkpoint:
+	// what deleting it would free, if nothing was cloned from it.
+	Alone  int64
+	Clones int // volumes that start from it
+
+	of layout.VolumeID // that has it
 }
 
-func infoOfSnapshot(s *layout.Snapshot) SnapshotInfo {
-	return SnapshotInfo{Name: s.Name, Number: s.Seq, Created: s.Created, Size: int64(s.Size)}
+func infoOfSnapshot(of layout.VolumeID, s *layout.Snapshot) SnapshotInfo {
+	return SnapshotInfo{Name: s.Name, Number: s.Seq, Created: s.Created, Size: int64(s.Size), of: of}
 }
 
 // snapshots reads the snapshot records of a volume. They are hints unless they
@@ -266,7 +272,7 @@ func (s *Store) ownSnapshots(id layout.VolumeID) (l []SnapshotInfo, err error) {
 	snaps, err := s.snapshots(id)
 	for i := range snaps {
 		if !snaps[i].Hidden {
-			l = append(l, infoOfSnapshot(&snaps[i]))
+			l = append(l, infoOfSnapshot(id, &snaps[i]))
 		}
 	}
 	return l, err
@@ -275,12 +281,12 @@ func (s *Store) ownSnapshots(id layout.VolumeID) (l []SnapshotInfo, err error) {
 func (v *Volume) snapshotsLocked() (l []SnapshotInfo) {
 	for i := range v.snaps {
 		if !v.snaps[i].Hidden {
-			l = append(l, infoOfSnapshot(&v.snaps[i]))
+			l = append(l, infoOfSnapshot(v.id, &v.snaps[i]))
 		}
 	}
 	for _, f := range v.waiting {
 		if f.snap != nil {
-			l = append(l, infoOfSnapshot(f.snap))
+			l = append(l, infoOfSnapshot(v.id, f.snap))
 		}
 	}
 	v.layersLocked(func(o *overlay) bool {

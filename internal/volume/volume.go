@@ -86,6 +86,7 @@ type Volume struct {
 	mainDone chan struct{}
 	// upkeep serialises checkpoints and compactions.
 	upkeep     sync.Mutex
+	account    account // as of the last checkpoint; guarded by upkeep
 	space      spaceTable
 	stats      counters
 	flattening sync.Mutex
