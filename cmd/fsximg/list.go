@@ -1,13 +1,19 @@
 package main
 
 import (
+	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/fsximg/fsx/internal/cliutil"
 	"github.com/fsximg/fsx/internal/control"
+	"github.com/fsximg/fsx/internal/picture"
 	"github.com/urfave/cli/v2"
 )
 
@@ -15,7 +21,9 @@ func listCommand() *cli.Command {
 	return &cli.Command{
 		Name: "list", Aliases: []string{"ls"}, Usage: "list the volumes of a store", ArgsUsage: "STORE",
 		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "tree", Usage: "show which volume was cloned from which"},
+			&cli.BoolFlag{Name: "tree", Usage: "show snapshots, and which volume was cloned from which"},
+			&cli.StringFlag{Name: "picture", Usage: "draw the tree into the new SVG `FILE`"},
+			&cli.BoolFlag{Name: "force", Usage: "replace FILE"},
 			cliutil.JSONFlag(),
 		},
 		Action: cliutil.Action(1, 1, cliutil.FirstArg, runList),
@@ -39,11 +47,20 @@ func runList(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) 
 	}
 	defer closeOperations(o, &err)
 	res := listResult{cliutil.NewHeader("fsximg.list"), path, info.Volumes}
+	tree := treeOf(path, info)
+	if name := c.String("picture"); name != "" {
+		if err := drawInto(name, c.Bool("force"), tree.SVG); err != nil {
+			return err
+		}
+		env.Say("%s: drawn into %s", path, name)
+	}
 	switch {
 	case c.Bool("json"):
 		return env.PrintJSON(res)
 	case c.Bool("tree"):
-		return printTree(env.Stdout, res)
+		return tree.Text(env.Stdout)
+	case c.IsSet("picture"):
+		return nil
 	}
 	return printList(env.Stdout, res.Volumes)
 }
@@ -57,31 +74,59 @@ func printList(w io.Writer, volumes []control.Volume) error {
 	return t.Flush()
 }
 
-// printTree draws volumes below the ones they were cloned from.
-func printTree(w io.Writer, r listResult) error {
-	children := map[string][]control.Volume{}
-	for _, v := range r.Volumes {
-		children[v.Parent] = append(children[v.Parent], v)
+// treeOf is what there is to draw of a store. Volumes that were deleted, or left
+// behind by a rollback, are in it if something starts from them.
+func treeOf(path string, info control.Info) *picture.Tree {
+	t := &picture.Tree{Store: path, Used: info.Allocated}
+	names, left := map[string]string{}, map[string]bool{} // by ID
+	for _, v := range info.Hidden {
+		names[v.ID] = v.Name + " #" + strings.TrimLeft(v.ID, "0") // the name may be another's by now
 	}
-	if _, err := fmt.Fprintln(w, r.Store); err != nil {
+	for _, v := range info.Volumes {
+		names[v.ID] = v.Name
+		t.Size += v.Size
+		// Snapshots of before a rollback are listed with the volume that it made.
+		left[v.ParentID] = left[v.ParentID] || v.Parent == "" && strings.HasPrefix(names[v.ParentID], v.Name+" #")
+	}
+	add := func(v control.Volume, hidden bool) {
+		n := picture.TreeVolume{
+			Name: names[v.ID], Size: v.Size, Own: v.Used, Key: v.VolumeKey[:8], Hidden: hidden, Parent: v.Parent, ParentSnapshot: v.ParentSnapshot,
+		}
+		if v.Parent == "" && !left[v.ParentID] {
+			n.Parent = names[v.ParentID]
+		}
+		for _, s := range v.Snapshots {
+			n.Snapshots = append(n.Snapshots, picture.TreeSnapshot{Name: s.Name, Created: s.Created.Local(), Size: s.Size, Freed: s.Alone})
+		}
+		t.Volumes = append(t.Volumes, n)
+	}
+	for _, v := range info.Volumes {
+		add(v, false)
+	}
+	for _, v := range info.Hidden {
+		if !left[v.ID] {
+			add(v, true)
+		}
+	}
+	return t
+}
+
+// drawInto draws into a new file.
+func drawInto(name string, force bool, draw func(io.Writer) error) (err error) {
+	if err := cliutil.NotInStore(name); err != nil {
 		return err
 	}
-	var draw func(parent, indent string) error
-	draw = func(parent, indent string) error {
-		for i, v := range children[parent] {
-			branch, below := "├── ", "│   "
-			if i == len(children[parent])-1 {
-				branch, below = "└── ", "    "
-			}
-			_, err := fmt.Fprintf(w, "%s%s%s  %s, %s used\n", indent, branch, v.Name, cliutil.FormatSize(v.Size), cliutil.FormatSize(v.Used))
-			if err == nil {
-				err = draw(v.Name, indent+below)
-			}
-			if err != nil {
-				return err
-			}
-		}
-		return nil
+	flags := os.O_WRONLY | os.O_CREATE | os.O_EXCL
+	if force {
+		flags = os.O_WRONLY | os.O_CREATE | os.O_TRUNC
 	}
-	return draw("", "")
+	f, err := os.OpenFile(name, flags, 0o666)
+	if errors.Is(err, fs.ErrExist) {
+		return cliutil.WithHint(err, "--force replaces it")
+	}
+	if err != nil {
+		return err
+	}
+	w := bufio.NewWriter(f)
+	return errors.Join(draw(w), w.Flush(), f.Close())
 }

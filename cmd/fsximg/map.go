@@ -10,13 +10,22 @@ import (
 
 	"github.com/fsximg/fsx/internal/cliutil"
 	"github.com/fsximg/fsx/internal/control"
+	"github.com/fsximg/fsx/internal/picture"
 	"github.com/urfave/cli/v2"
 )
 
 func mapCommand() *cli.Command {
 	return &cli.Command{
 		Name: "map", Usage: "show what a volume holds where: data, zeros and holes", ArgsUsage: "STORE[:VOLUME][@SNAPSHOT]",
-		Flags:  []cli.Flag{cliutil.JSONFlag()},
+		Description: "DEPTH counts the generations up to the volume that wrote a block. A picture shows the\n" +
+			"address space in colours, by the oldest snapshot that has a block, or by its data key.",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "picture", Usage: "draw it into the new SVG `FILE`"},
+			&cli.BoolFlag{Name: "blocks", Usage: "draw it in the terminal"},
+			&cli.StringFlag{Name: "by", Value: "snapshot", Usage: "colour a picture by `snapshot` or key"},
+			&cli.BoolFlag{Name: "force", Usage: "replace FILE"},
+			cliutil.JSONFlag(),
+		},
 		Action: cliutil.Action(1, 1, cliutil.FirstArg, runMap),
 	}
 }
@@ -35,6 +44,8 @@ type runResult struct {
 	Kind   string `json:"kind"`
 	Depth  int    `json:"depth"`
 	Key    string `json:"key,omitempty"` // data key of data
+	// Snapshot is the oldest that has it, VOLUME@SNAPSHOT.
+	Snapshot string `json:"snapshot,omitempty"`
 }
 
 func runMap(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) {
@@ -53,6 +64,9 @@ func runMap(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) {
 	}
 	if s, err := findSnapshot(info, ref); err == nil {
 		head.Size = s.Size
+	}
+	if c.IsSet("picture") || c.Bool("blocks") {
+		return drawMap(ctx, env, c, o, ref, head)
 	}
 	w := bufio.NewWriter(env.Stdout)
 	var out runWriter = &tableRuns{w: w}
@@ -102,7 +116,7 @@ func printRuns(ctx context.Context, out runWriter, o control.Operations, head ma
 			}
 			begun = true
 		}
-		return out.run(runResult{r.Start, r.Length, r.Kind, depth[r.Owner], r.Key})
+		return out.run(runResult{r.Start, r.Length, r.Kind, depth[r.Owner], r.Key, r.Snapshot})
 	})
 	if err != nil {
 		return err
@@ -158,4 +172,42 @@ func (j *jsonRuns) run(r runResult) error {
 func (j *jsonRuns) end() error {
 	_, err := fmt.Fprintln(j.w, "\n]}")
 	return err
+}
+
+// drawMap draws the address space, for the terminal or into a file.
+func drawMap(ctx context.Context, env *cliutil.Env, c *cli.Context, o control.Operations, ref cliutil.Ref, head mapResult) error {
+	by := c.String("by")
+	if by != "snapshot" && by != "key" {
+		return cliutil.UsageErrorf("--by %s: snapshot or key", by)
+	}
+	m := &picture.Map{Title: ref.String() + " by " + by, Size: head.Size}
+	err := o.Map(ctx, head.Volume, head.Snapshot, func(r control.Run) error {
+		run := picture.MapRun{Start: r.Start, Length: r.Length, Zero: r.Kind == "zero"}
+		switch {
+		case r.Kind == "hole":
+			return nil
+		case r.Kind == "data" && by == "key":
+			run.Class = r.Key[:8]
+		case r.Kind == "data" && r.Snapshot == "":
+			run.Class = "since the last snapshot"
+		case r.Kind == "data":
+			run.Class = r.Snapshot
+		}
+		m.Runs = append(m.Runs, run)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if name := c.String("picture"); name != "" {
+		if err := drawInto(name, c.Bool("force"), func(w io.Writer) error { return m.SVG(w, 0) }); err != nil {
+			return err
+		}
+		env.Say("%s: drawn into %s", ref, name)
+	}
+	if c.Bool("blocks") {
+		width, colour := env.OutputWidth()
+		return m.Text(env.Stdout, width, colour)
+	}
+	return nil
 }

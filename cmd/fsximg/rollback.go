@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -206,14 +207,16 @@ func runPrune(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 func decide(l []control.Snapshot, p snapshot.Policy) []prunedSnapshot {
 	candidates := make([]snapshot.Candidate, 0, len(l))
 	byName := map[string]control.Snapshot{}
-	for _, s := range l {
-		candidates = append(candidates, snapshot.Candidate{Name: s.Name, Created: s.Created})
+	for i, s := range l {
+		// Of those made in the same second, the order tells which is newer.
+		candidates = append(candidates, snapshot.Candidate{Name: s.Name, Created: s.Created.Add(time.Duration(i))})
 		byName[s.Name] = s
 	}
 	out := []prunedSnapshot{}
 	for _, d := range snapshot.Keep(candidates, p, time.Local) {
 		out = append(out, prunedSnapshot{byName[d.Name], d.Keep, list(d.Reasons)})
 	}
+	slices.Reverse(out) // oldest first, as in every list
 	return out
 }
 

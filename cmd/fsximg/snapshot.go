@@ -29,9 +29,10 @@ func snapshotCommand() *cli.Command {
 			},
 			{
 				Name: "list", Aliases: []string{"ls"}, Usage: "list snapshots, oldest first", ArgsUsage: "STORE[:VOLUME]",
-				Description: "Without VOLUME, those of all volumes. No key is needed.",
-				Flags:       []cli.Flag{cliutil.JSONFlag()},
-				Action:      cliutil.Action(1, 1, cliutil.FirstArg, runSnapshotList),
+				Description: "Without VOLUME, those of all volumes. ALONE is what only that snapshot has, as of the last\n" +
+					"checkpoint: deleting it frees as much, unless it has clones. No key is needed.",
+				Flags:  []cli.Flag{cliutil.JSONFlag()},
+				Action: cliutil.Action(1, 1, cliutil.FirstArg, runSnapshotList),
 			},
 			{
 				Name: "delete", Aliases: []string{"rm"}, Usage: "delete a snapshot and free what only it holds", ArgsUsage: "STORE[:VOLUME]@SNAPSHOT",
@@ -164,10 +165,10 @@ func runSnapshotList(ctx context.Context, env *cliutil.Env, c *cli.Context) (err
 
 func printSnapshots(w io.Writer, r snapshotListResult) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "SNAPSHOT\tSIZE\tCREATED")
+	fmt.Fprintln(t, "SNAPSHOT\tSIZE\tALONE\tCLONES\tCREATED")
 	for _, v := range r.Volumes {
 		for _, s := range v.Snapshots {
-			fmt.Fprintf(t, "%s@%s\t%s\t%s\n", v.Volume, s.Name, cliutil.FormatSize(s.Size), s.Created.Local().Format(time.DateTime))
+			fmt.Fprintf(t, "%s@%s\t%s\t%s\t%d\t%s\n", v.Volume, s.Name, cliutil.FormatSize(s.Size), cliutil.FormatSize(s.Alone), s.Clones, s.Created.Local().Format(time.DateTime))
 		}
 	}
 	return t.Flush()

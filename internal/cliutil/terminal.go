@@ -20,6 +20,20 @@ func isTerminal(f any) bool {
 // StdoutIsTerminal is whether someone would see what goes to stdout.
 func (e *Env) StdoutIsTerminal() bool { return isTerminal(e.Stdout) }
 
+// OutputWidth is how wide a picture on stdout may be, in columns, and whether it
+// may have colours: on a terminal, unless NO_COLOR is set (no-color.org).
+func (e *Env) OutputWidth() (columns int, colour bool) {
+	f, ok := e.Stdout.(*os.File)
+	if !ok || !isTerminal(f) {
+		return 80, false
+	}
+	columns, _, err := term.GetSize(int(f.Fd()))
+	if err != nil || columns < 20 {
+		columns = 80
+	}
+	return columns, os.Getenv("NO_COLOR") == ""
+}
+
 // openTerminal is the terminal to ask questions on: stdin when it is one, or
 // the controlling terminal when stdin carries data. ok is false without one.
 func (e *Env) openTerminal() (tty *os.File, release func(), ok bool) {

@@ -28,7 +28,7 @@ func describeVolumes(volumes, all []volume.VolumeInfo) []Volume {
 	out := []Volume{}
 	for _, v := range volumes {
 		d := Volume{
-			Name: v.Name, ID: v.ID.String(), UUID: v.UUID.String(), Size: v.Size, Used: v.Live, Allocated: v.Allocated,
+			Name: v.Name, ID: v.ID.String(), UUID: v.UUID.String(), Size: v.Size, Used: v.Live, Alone: v.Alone, Allocated: v.Allocated,
 			Cipher: v.Mode.String(), VolumeKey: v.VolumeKey.String(), Created: v.Created.UTC(), Snapshots: []Snapshot{},
 		}
 		if v.Parent != 0 {
@@ -80,7 +80,7 @@ func (f family) parent(v volume.VolumeInfo) (name, snapshot string) {
 }
 
 func describeSnapshot(s volume.SnapshotInfo) Snapshot {
-	return Snapshot{s.Name, uint64(s.Number), s.Size, s.Created.UTC()}
+	return Snapshot{s.Name, uint64(s.Number), s.Size, s.Created.UTC(), s.Alone, s.Clones}
 }
 
 func needsReplay(volumes []volume.VolumeInfo) bool {
@@ -95,7 +95,7 @@ func describeRun(r volume.Run) Run {
 	case layout.Zero:
 		run.Kind = "zero"
 	case layout.Data:
-		run.Kind, run.Owner, run.Key = "data", r.Owner.String(), r.KID.String()
+		run.Kind, run.Owner, run.Key, run.Snapshot = "data", r.Owner.String(), r.KID.String(), r.Snapshot
 	}
 	return run
 }

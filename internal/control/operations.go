@@ -79,6 +79,7 @@ type Volume struct {
 	UUID      string    `json:"uuid"`
 	Size      int64     `json:"size"`
 	Used      int64     `json:"used"`      // blocks that something needs
+	Alone     int64     `json:"alone"`     // of these, what only its present state has
 	Allocated int64     `json:"allocated"` // on disk
 	Cipher    string    `json:"cipher"`
 	VolumeKey string    `json:"volume_key"`
@@ -100,6 +101,8 @@ type Snapshot struct {
 	Number  uint64    `json:"number"` // never used again in the volume
 	Size    int64     `json:"size"`
 	Created time.Time `json:"created"`
+	Alone   int64     `json:"alone"`  // what only it has: deleting it frees that, unless it has clones
+	Clones  int       `json:"clones"` // volumes that start from it
 }
 
 // Run is a run of a volume's map.
@@ -109,6 +112,8 @@ type Run struct {
 	Kind   string `json:"kind"`            // data, zero or hole
 	Owner  string `json:"owner,omitempty"` // ID of the volume that wrote the data
 	Key    string `json:"key,omitempty"`   // data key of data
+	// Snapshot is the oldest, of the volume that wrote the data, that has it.
+	Snapshot string `json:"snapshot,omitempty"`
 }
 
 // DiffRun is a run of blocks that differ.

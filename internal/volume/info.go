@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -212,6 +213,9 @@ type Run struct {
 	Kind          layout.Kind
 	Owner         layout.VolumeID // of data
 	KID           layout.KeyID    // of data
+	// Snapshot is the oldest, of the volume that owns the data, that has it, as
+	// VOLUME@SNAPSHOT; empty if none has.
+	Snapshot string
 }
 
 // Map calls fn with the runs of a volume's map as of its last checkpoint, or of
@@ -338,6 +342,31 @@ func (v *Volume) mapRuns(snapshot string, fn func(Run) bool) error {
 
 type recordOf func(layout.VolumeID, layout.ExtentID) (layout.ExtentRecord, error)
 
+// snapshotNames finds snapshots by what they have.
+type snapshotNames struct {
+	s  *Store
+	of map[layout.VolumeID][]layout.Snapshot
+}
+
+// first names the oldest snapshot that can have a block of a volume.
+func (n *snapshotNames) first(owner layout.VolumeID, birth layout.Seq) (string, error) {
+	snaps, ok := n.of[owner]
+	if !ok {
+		var err error
+		if snaps, err = n.s.snapshots(owner); err != nil {
+			return "", err
+		}
+		n.of[owner] = snaps
+	}
+	i, _ := slices.BinarySearchFunc(snaps, birth, func(s layout.Snapshot, b layout.Seq) int { return cmp.Compare(s.Seq, b) })
+	if i == len(snaps) {
+		return "", nil
+	}
+	n.s.mu.RLock()
+	defer n.s.mu.RUnlock()
+	return n.s.heads[owner].Name + "@" + snaps[i].Name, nil
+}
+
 // walkRuns merges a map's blocks into runs of one kind, owner and key.
 func (s *Store) walkRuns(root layout.Root, size int64, record recordOf, fn func(Run) bool) error {
 	var cur Run
@@ -352,6 +381,8 @@ func (s *Store) walkRuns(root layout.Root, size int64, record recordOf, fn func(
 	}
 	var lastName extentName
 	var lastKID layout.KeyID
+	var lastSnapshot string
+	names := &snapshotNames{s: s, of: map[layout.VolumeID][]layout.Snapshot{}}
 	var failed error
 	blocks := layout.BlockNo((size + blockSize - 1) / blockSize)
 	err := s.tree.Walk(root, 0, blocks, func(start layout.BlockNo, n uint64, kind layout.Kind, ref *layout.BlockRef) bool {
@@ -364,10 +395,14 @@ func (s *Store) walkRuns(root layout.Root, size int64, record recordOf, fn func(
 					return false
 				}
 				lastName, lastKID = name, rec.KID
+				if lastSnapshot, err = names.first(ref.Owner, ref.Extent.Birth()); err != nil {
+					failed = err
+					return false
+				}
 			}
-			r.Owner, r.KID = ref.Owner, lastKID
+			r.Owner, r.KID, r.Snapshot = ref.Owner, lastKID, lastSnapshot
 		}
-		if r.Kind == cur.Kind && r.Owner == cur.Owner && r.KID == cur.KID && cur.Length > 0 {
+		if r.Kind == cur.Kind && r.Owner == cur.Owner && r.KID == cur.KID && r.Snapshot == cur.Snapshot && cur.Length > 0 {
 			cur.Length += r.Length
 			return true
 		}
