@@ -12,8 +12,9 @@ import (
 func compactCommand() *cli.Command {
 	return &cli.Command{
 		Name: "compact", Usage: "give back space that nothing needs any more", ArgsUsage: "STORE",
-		Flags:  append([]cli.Flag{cliutil.JSONFlag()}, cliutil.OpenKeyFlags()...),
-		Action: cliutil.Action(1, 1, cliutil.FirstArg, runCompact),
+		Description: "No key is needed. With a volume's key, what its log has behind the last checkpoint counts, too.",
+		Flags:       append([]cli.Flag{cliutil.JSONFlag()}, cliutil.OpenKeyFlags()...),
+		Action:      cliutil.Action(1, 1, cliutil.FirstArg, runCompact),
 	}
 }
 
@@ -42,7 +43,7 @@ func runCompact(ctx context.Context, env *cliutil.Env, c *cli.Context) (err erro
 		return env.PrintJSON(res)
 	}
 	for _, name := range res.Locked {
-		env.Say("%s: volume %s was not opened: only the index was compacted; with its key its log is, too", env.Program, name)
+		env.Say("%s: volume %s was compacted as of its last checkpoint; with its key, what its log has is, too", env.Program, name)
 	}
 	_, err = fmt.Fprintf(env.Stdout, "%s: %s on disk, was %s\n", path, cliutil.FormatSize(res.After), cliutil.FormatSize(res.Before))
 	return err

@@ -3,6 +3,7 @@ package volume
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -372,8 +373,10 @@ type CompactReport struct {
 	Before, After int64 // bytes on disk
 }
 
-// Compact moves live blocks out of segments that are mostly dead, in all
-// volumes that are open, and drops what the index does not need any more.
+// Compact moves live blocks out of segments that are mostly dead, gives back
+// those that are dead, and drops what the index does not need any more. Of
+// volumes that are not open, for which no key is needed, that is what is dead as
+// of their last checkpoints.
 func (s *Store) Compact(ctx context.Context) (r CompactReport, err error) {
 	if !s.calls.enter() {
 		return r, ErrClosed
@@ -388,6 +391,9 @@ func (s *Store) Compact(ctx context.Context) (r CompactReport, err error) {
 			return r, err
 		}
 	}
+	if err := s.compactClosed(ctx); err != nil {
+		return r, err
+	}
 	if !s.crowded() {
 		if err := s.db.Flatten(); err != nil {
 			return r, err
@@ -395,4 +401,46 @@ func (s *Store) Compact(ctx context.Context) (r CompactReport, err error) {
 	}
 	after, err := s.Info()
 	return CompactReport{before.Allocated, after.Allocated}, err
+}
+
+// compactClosed compacts the volumes that are not open. No ciphertext changes,
+// so that none of their keys is needed; nor does a log that waits for its replay.
+func (s *Store) compactClosed(ctx context.Context) error {
+	if s.opt.ReadOnly {
+		return nil
+	}
+	s.opening.Lock() // none of them is opened meanwhile
+	defer s.opening.Unlock()
+	s.mu.RLock()
+	var heads []layout.Head
+	for id, h := range s.heads {
+		if s.volumes[id] == nil {
+			heads = append(heads, h)
+		}
+	}
+	s.mu.RUnlock()
+	for _, h := range heads {
+		v := newClosedVolume(s, h)
+		err := v.openFiles()
+		if err == nil {
+			err = errors.Join(v.retireDead(), v.compactLocked(ctx, true), v.punchDead(math.MaxInt64/2), v.files.DrainPool())
+		}
+		if err != nil {
+			return fmt.Errorf("compact volume %s: %w", h.Name, err)
+		}
+	}
+	return nil
+}
+
+// newClosedVolume is what can be done with a volume by its head, as it was found,
+// alone: it has no keys and no log.
+func newClosedVolume(s *Store, h layout.Head) *Volume {
+	v := &Volume{
+		store: s, log: s.log, id: h.Volume, cache: newExtentCache(s.extentShare), overlay: newOverlay(), kept: map[layout.SegmentNo]bool{},
+		head: h, root: h.Root,
+	}
+	v.space.segs = map[layout.SegmentNo]segmentInfo{}
+	v.label.Store(&h.Name)
+	v.size.Store(int64(h.Size))
+	return v
 }
