@@ -39,6 +39,7 @@ type family struct {
 	s      *volume.Store
 	m      map[string]*relative
 	next   int
+	count  int // operations done
 }
 
 // otherSecret opens what is under a key of its own.
@@ -54,20 +55,18 @@ func otherSecret(t testing.TB) crypt.Secret {
 // compares everything with plain arrays. check proves that what is allocated is
 // what can be reached.
 func TestFamilyModel(t *testing.T) {
-	ops := operations(t, 800, 3000, 1_000_000)
+	ops := operations(t, 12_000, 40_000, 2_000_000)
 	seed, began := seedOf(t), time.Now()
 	for i, size := range []int{3 * 4096, 1<<20 + 512, 6<<20 - 1536} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			f := &family{t: t, rng: rand.New(rand.NewPCG(seed, uint64(i))), path: filepath.Join(fastDir(t), "s.fsx"), limits: busy,
 				m: map[string]*relative{"main": {data: make([]byte, size), snaps: map[string][]byte{}}}}
 			f.s = createBusy(t, f.path, int64(size), f.limits)
-			for n := range ops / 3 {
+			for checked := 0; f.count < ops/3 && !t.Failed(); f.count++ {
 				f.step()
-				if n%200 == 199 {
+				if f.count-checked > 8000 {
 					f.verify()
-				}
-				if t.Failed() {
-					return
+					checked = f.count
 				}
 			}
 			f.verify()
@@ -97,20 +96,13 @@ func (f *family) step() {
 	t := f.t
 	name, r, v := f.some()
 	size := int64(len(r.data))
-	off := f.rng.Int64N(size)
-	n := 1 + f.rng.Int64N(min(size-off, 60_000))
 	switch k := f.rng.IntN(100); {
-	case k < 40:
-		p := r.data[off : off+n]
-		for i := range p {
-			p[i] = byte(f.rng.Uint32() | 1)
-		}
-		must(t, v.WriteAt(p, off, false))
-	case k < 46:
-		must(t, v.ZeroAt(off, n, f.rng.IntN(2) == 0))
-		clear(r.data[off : off+n])
 	case k < 52:
-		must(t, v.Flush())
+		n := f.rng.IntN(60)
+		for range n {
+			f.use(v, r)
+		}
+		f.count += n
 	case k < 62:
 		if len(r.names) > 6 {
 			return
@@ -164,6 +156,32 @@ func (f *family) step() {
 		f.reopen()
 	default:
 		f.kill()
+	}
+}
+
+// use reads or changes what is in a volume.
+func (f *family) use(v *volume.Volume, r *relative) {
+	t, size := f.t, int64(len(r.data))
+	off := f.rng.Int64N(size)
+	n := 1 + f.rng.Int64N(min(size-off, 20_000))
+	switch k := f.rng.IntN(100); {
+	case k < 50:
+		p := r.data[off : off+n]
+		for i := range p {
+			p[i] = byte(f.rng.Uint32() | 1)
+		}
+		must(t, v.WriteAt(p, off, false))
+	case k < 60:
+		must(t, v.ZeroAt(off, n, f.rng.IntN(2) == 0))
+		clear(r.data[off : off+n])
+	case k < 63:
+		must(t, v.Flush())
+	default:
+		got := make([]byte, n)
+		must(t, v.ReadAt(got, off, false))
+		if !bytes.Equal(got, r.data[off:off+n]) {
+			t.Fatalf("read %d+%d differs", off, n)
+		}
 	}
 }
 
