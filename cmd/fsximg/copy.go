@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 
 	"github.com/fsximg/fsx/internal/cliutil"
 	"github.com/fsximg/fsx/internal/volume"
@@ -11,9 +12,13 @@ import (
 func copyCommand() *cli.Command {
 	return &cli.Command{
 		Name: "copy", Usage: "copy a store", ArgsUsage: "STORE DST",
-		Description: "DST is a new folder with the same store in it: the same volumes, snapshots and keys,\n" +
-			"and the same UUID. No key is needed. A store that is served cannot be copied.",
-		Flags:  []cli.Flag{cliutil.JSONFlag()},
+		Description: "DST is a new folder with the same volumes and snapshots, under the same keys. No key is needed.\n" +
+			"With --new-uuid it is a store of its own: every volume's key is needed then, and the copy is\n" +
+			"opened by the secrets that were given, and no others. A store that is served cannot be copied.",
+		Flags: flags([]cli.Flag{
+			&cli.BoolFlag{Name: "new-uuid", Usage: "give the copy an identity of its own"},
+			cliutil.JSONFlag(),
+		}, cliutil.OpenKeyFlags()),
 		Action: cliutil.Action(2, 2, cliutil.FirstArg, runCopy),
 	}
 }
@@ -22,6 +27,7 @@ type copyResult struct {
 	cliutil.Header
 	Store       string `json:"store"`
 	Destination string `json:"destination"`
+	NewUUID     bool   `json:"new_uuid"`
 }
 
 func runCopy(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) {
@@ -33,23 +39,38 @@ func runCopy(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) 
 	if err != nil {
 		return err
 	}
-	if err := mustNotExist(dst); err != nil {
+	if err := errors.Join(mustNotExist(dst), cliutil.NotInStore(dst)); err != nil {
 		return err
 	}
-	st, err := openStore(ctx, env, c, path, forReading, noKeys)
+	o := volume.CopyOptions{NewUUID: c.Bool("new-uuid")}
+	how := forReading
+	if o.NewUUID {
+		how = forWriting
+	}
+	st, err := env.OpenStore(path, how)
 	if err != nil {
 		return err
 	}
 	defer closeStore(st, &err)
+	if o.NewUUID {
+		if o.Secrets, err = env.OpenKeys(ctx, c, path, st.Keyring().HasClearSlot()); err != nil {
+			return err
+		}
+		defer cliutil.WipeSecrets(o.Secrets)
+		if err := cliutil.Unlock(st, o.Secrets); err != nil {
+			return err
+		}
+	}
 	p := env.NewProgress("copy", 0)
-	err = st.CopyTo(ctx, dst, volume.CopyOptions{Progress: p.Set})
+	o.Progress = p.Set
+	err = st.CopyTo(ctx, dst, o)
 	p.Stop()
 	if err != nil {
 		return err
 	}
 	env.Say("%s: copied to %s", path, dst)
 	if c.Bool("json") {
-		return env.PrintJSON(copyResult{cliutil.NewHeader("fsximg.copy"), path, dst})
+		return env.PrintJSON(copyResult{cliutil.NewHeader("fsximg.copy"), path, dst, o.NewUUID})
 	}
 	return nil
 }

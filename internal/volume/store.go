@@ -400,7 +400,7 @@ func (s *Store) Close() error {
 	return errors.Join(err, s.closeFiles(err == nil))
 }
 
-// stop closes all volumes and wipes the keys, the first time it is called.
+// stop closes all volumes, the first time it is called.
 func (s *Store) stop() (first bool, err error) {
 	s.calls.close()
 	s.mu.Lock()
@@ -414,13 +414,13 @@ func (s *Store) stop() (first bool, err error) {
 	for _, v := range open {
 		err = errors.Join(err, v.close())
 	}
-	for _, k := range s.keys {
-		k.Wipe()
-	}
 	return true, err
 }
 
 func (s *Store) closeFiles(clean bool) error {
+	for _, k := range s.keys {
+		k.Wipe()
+	}
 	clean = clean && (!s.dir.Unclean || s.recovered())
 	var errs error
 	s.pool.free()

@@ -129,7 +129,8 @@ func OpenFiles(fsys vfs.FS, dir string, descs *Descriptors) (*Files, error) {
 
 func newSegment(no layout.SegmentNo) *Segment { return &Segment{No: no, dead: make(chan struct{})} }
 
-func fileName(no layout.SegmentNo) string { return fmt.Sprintf("%016x.seg", uint64(no)) }
+// FileName is the name of a segment's file in its volume's folder.
+func FileName(no layout.SegmentNo) string { return fmt.Sprintf("%016x.seg", uint64(no)) }
 
 func parseName(name string) (layout.SegmentNo, bool) {
 	hex, ok := strings.CutSuffix(name, ".seg")
@@ -137,10 +138,10 @@ func parseName(name string) (layout.SegmentNo, bool) {
 		return 0, false
 	}
 	n, err := strconv.ParseUint(hex, 16, 64)
-	return layout.SegmentNo(n), err == nil && n != 0 && fileName(layout.SegmentNo(n)) == name
+	return layout.SegmentNo(n), err == nil && n != 0 && FileName(layout.SegmentNo(n)) == name
 }
 
-func (f *Files) path(no layout.SegmentNo) string { return filepath.Join(f.dir, fileName(no)) }
+func (f *Files) path(no layout.SegmentNo) string { return filepath.Join(f.dir, FileName(no)) }
 
 // List returns the numbers of all segment files, in no order.
 func (f *Files) List() []layout.SegmentNo {

@@ -64,7 +64,7 @@ const (
 )
 
 // Content lists the folders and files of a store that make it up, by paths
-// relative to it, folders before what is in them and the superblock last, with
+// relative to it, folders before what is in them, without the superblock, and
 // the bytes that they take. What belongs to a process that has it open is left
 // out, but for the note that it was not closed, with unclean.
 func Content(path string, unclean bool) (names []string, total int64, err error) {
@@ -82,7 +82,7 @@ func Content(path string, unclean bool) (names []string, total int64, err error)
 		}
 		return nil
 	})
-	return append(names, superblockName), total, err
+	return names, total, err
 }
 
 // Dir is an open, locked store directory.
@@ -98,6 +98,23 @@ type Dir struct {
 
 	fs   vfs.FS
 	lock vfs.File
+}
+
+// At is a folder that is to become a store, without its lock: WriteKeyring and
+// WriteSuperblock are for it.
+func At(fsys vfs.FS, path string) *Dir { return &Dir{Path: path, fs: fsys} }
+
+// WriteSuperblock makes the folder a store, when everything in it is durable.
+func (d *Dir) WriteSuperblock(super *layout.Superblock) error {
+	f, err := d.fs.OpenFile(filepath.Join(d.Path, superblockName), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(super.Encode(), 0); err != nil {
+		return err
+	}
+	return errors.Join(f.Datasync(), d.fs.SyncDir(d.Path))
 }
 
 // Meta is the path of the Badger directory.
