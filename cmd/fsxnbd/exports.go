@@ -35,11 +35,11 @@ type exports struct {
 
 // names are the volumes of a store and their snapshots. None is opened for it.
 func (s *served) names() (l []string, err error) {
-	volumes, err := s.st.Volumes()
+	volumes, err := s.st.Contents()
 	for _, v := range volumes {
 		l = append(l, v.Name)
 		for _, snap := range v.Snapshots {
-			l = append(l, v.Name+"@"+snap.Name)
+			l = append(l, v.Name+"@"+snap)
 		}
 	}
 	return l, err
@@ -176,11 +176,11 @@ func (x *exports) check(env *cliutil.Env, all bool) error {
 // checkStore opens one export of a store, or as many as can be, and warns of
 // those that cannot. The error is the first of them.
 func (x *exports) checkStore(env *cliutil.Env, s *served, all bool) (opened int, first error) {
-	volumes, err := s.st.Volumes()
+	volumes, err := s.st.Contents()
 	if err != nil {
 		return 0, fmt.Errorf("%s: %w", s.path, err)
 	}
-	unclean := slices.ContainsFunc(volumes, func(v volume.VolumeInfo) bool { return v.NeedsReplay })
+	unclean := slices.ContainsFunc(volumes, func(v volume.Content) bool { return v.NeedsReplay })
 	names, err := s.names()
 	if err != nil {
 		return 0, fmt.Errorf("%s: %w", s.path, err)

@@ -2,6 +2,7 @@ package volume
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/fsximg/fsx/pkg/crypt"
 	"github.com/fsximg/fsx/pkg/layout"
@@ -41,6 +42,61 @@ func (s *Store) Names() []string {
 		l = append(l, s.heads[id].Name)
 	}
 	return l
+}
+
+// Content is a volume and its snapshots, oldest first, by their names.
+type Content struct {
+	Name        string
+	Snapshots   []string
+	NeedsReplay bool // it was not closed, and has a log
+}
+
+// Contents lists all volumes, sorted, and their snapshots. It takes little,
+// however many there are; of volumes that are not open it is a hint.
+func (s *Store) Contents() (l []Content, err error) {
+	if !s.calls.enter() {
+		return nil, ErrClosed
+	}
+	defer s.calls.leave()
+	closed := map[layout.VolumeID][]SnapshotInfo{}
+	err = s.db.Scan(layout.SnapshotsPrefix(), func(key, val []byte) error {
+		id, ok := layout.SnapshotOwner(key)
+		snap, err := layout.DecodeSnapshot(val)
+		if ok && err == nil && !snap.Hidden {
+			closed[id] = append(closed[id], infoOfSnapshot(id, snap))
+		}
+		return nil // what is damaged is told by who opens the volume
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.mu.RLock()
+	lineage := s.lineageLocked()
+	ids := lineage.Visible()
+	histories, heads := make([][]snapshot.Part, len(ids)), make([]layout.Head, len(ids))
+	for i, id := range ids {
+		histories[i], heads[i] = lineage.History(id), s.heads[id]
+	}
+	s.mu.RUnlock()
+	for i, history := range histories {
+		c := Content{Name: heads[i].Name}
+		for _, part := range slices.Backward(history) {
+			own := closed[part.Volume]
+			if v := s.openedVolume(part.Volume); v != nil {
+				v.mu.RLock()
+				own = v.snapshotsLocked()
+				v.mu.RUnlock()
+			}
+			for _, info := range own {
+				if info.Number <= part.UpTo {
+					c.Snapshots = append(c.Snapshots, info.Name)
+				}
+			}
+		}
+		c.NeedsReplay = s.dir.Unclean && s.openedVolume(ids[i]) == nil && s.hasLog(ids[i])
+		l = append(l, c)
+	}
+	return l, nil
 }
 
 // Volume opens a volume, once: it is recovered, and every later call returns

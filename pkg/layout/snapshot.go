@@ -10,6 +10,17 @@ const (
 	snapshotFixed  = 80
 )
 
+// SnapshotsPrefix is the prefix of the keys of all snapshot records.
+func SnapshotsPrefix() []byte { return []byte{snapshotPrefix} }
+
+// SnapshotOwner takes the volume from a snapshot record's key.
+func SnapshotOwner(key []byte) (VolumeID, bool) {
+	if len(key) != 13 || key[0] != snapshotPrefix {
+		return 0, false
+	}
+	return VolumeID(be.Uint32(key[1:])), true
+}
+
 // SnapshotPrefix is the prefix of the keys of a volume's snapshot records.
 func SnapshotPrefix(v VolumeID) []byte { return be.AppendUint32([]byte{snapshotPrefix}, uint32(v)) }
 
