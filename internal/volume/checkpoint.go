@@ -32,7 +32,7 @@ func (v *Volume) maintain() {
 		v.mu.RUnlock()
 		var err error
 		if !waiting && v.sweepDue.Swap(false) {
-			if err := v.sweep(context.Background()); err != nil {
+			if err := v.sweep(context.Background(), false); err != nil {
 				v.log.Warn("space of deleted snapshots stays allocated", "volume", v.Name(), "err", err)
 			}
 			due = true
@@ -67,6 +67,9 @@ func (v *Volume) maintain() {
 			}
 			v.kickUpkeep()
 			continue
+		}
+		if v.sweepDue.Load() {
+			v.kickUpkeep() // nothing is in its way any more
 		}
 		// The next checkpoint is followed by another attempt.
 		if err := v.compactSome(context.Background(), false); err != nil {

@@ -224,7 +224,7 @@ func (s *Store) emptyHidden(ctx context.Context, id layout.VolumeID) error {
 	v.mu.RUnlock()
 	for _, snap := range snaps {
 		if snap.Number > shown {
-			if err := v.deleteNumber(ctx, snap.Number); err != nil {
+			if err := v.deleteNumber(ctx, snap.Number, true); err != nil {
 				return err
 			}
 		}
@@ -235,8 +235,9 @@ func (s *Store) emptyHidden(ctx context.Context, id layout.VolumeID) error {
 	return v.Flush()
 }
 
-// sweep deletes hidden snapshots that nothing starts from any more.
-func (v *Volume) sweep(ctx context.Context) error {
+// sweep deletes hidden snapshots that nothing starts from any more. Maintenance is
+// not patient: it goes on after the checkpoints that it makes itself.
+func (v *Volume) sweep(ctx context.Context, patient bool) error {
 	v.mu.RLock()
 	var l []layout.Seq
 	for i := range v.snaps {
@@ -244,17 +245,17 @@ func (v *Volume) sweep(ctx context.Context) error {
 			l = append(l, v.snaps[i].Seq)
 		}
 	}
-	waiting := len(v.waiting)
 	v.mu.RUnlock()
-	if waiting >= maxWaiting {
-		v.sweepDue.Store(true) // once they are through
-		return nil
-	}
 	for _, seq := range l {
 		if v.store.pinned(v.id, seq) {
 			continue
 		}
-		if err := v.deleteNumber(ctx, seq); err != nil && !errors.Is(err, ErrNoSnapshot) {
+		err := v.deleteNumber(ctx, seq, patient)
+		if errors.Is(err, errMoved) {
+			v.sweepDue.Store(true) // once they are through
+			return nil
+		}
+		if err != nil && !errors.Is(err, ErrNoSnapshot) {
 			return err
 		}
 	}
@@ -262,8 +263,8 @@ func (v *Volume) sweep(ctx context.Context) error {
 }
 
 // deleteNumber deletes a snapshot by its number, a hidden one too.
-func (v *Volume) deleteNumber(ctx context.Context, seq layout.Seq) error {
-	return v.change(ctx, func() (op layout.Op, err error) {
+func (v *Volume) deleteNumber(ctx context.Context, seq layout.Seq, patient bool) error {
+	return v.ask(ctx, patient, func() (c control, err error) {
 		gone := false
 		v.layersLocked(func(o *overlay) bool {
 			gone = gone || slices.Contains(o.deletes, seq)
@@ -275,8 +276,8 @@ func (v *Volume) deleteNumber(ctx context.Context, seq layout.Seq) error {
 			return c.op.Code == layout.OpDeleteSnapshot && c.op.Snapshot == seq
 		})
 		if gone || !known || asked {
-			return op, fmt.Errorf("%w: %d", ErrNoSnapshot, seq)
+			return c, fmt.Errorf("%w: %d", ErrNoSnapshot, seq)
 		}
-		return layout.Op{Code: layout.OpDeleteSnapshot, Snapshot: seq}, nil
+		return control{op: layout.Op{Code: layout.OpDeleteSnapshot, Snapshot: seq}}, nil
 	})
 }

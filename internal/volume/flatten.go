@@ -33,7 +33,7 @@ func (s *Store) Flatten(ctx context.Context, volume string, progress func(done, 
 	v.flattening.Lock()
 	defer v.flattening.Unlock()
 	// What was deleted, and is in the way, goes first.
-	if err := errors.Join(v.Checkpoint(ctx), v.sweep(ctx), v.Checkpoint(ctx)); err != nil {
+	if err := errors.Join(v.Checkpoint(ctx), v.sweep(ctx, true), v.Checkpoint(ctx)); err != nil {
 		return err
 	}
 	done, total := int64(0), int64(0)

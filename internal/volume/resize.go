@@ -31,7 +31,7 @@ func (s *Store) Resize(ctx context.Context, volume string, size int64, shrink bo
 				return err
 			}
 		}
-		err := v.ask(ctx, func() (control, error) {
+		err := v.ask(ctx, true, func() (control, error) {
 			switch {
 			case v.Size() != old:
 				return control{}, errMoved

@@ -128,20 +128,26 @@ func (l *logger) control() error {
 // change has the log's goroutine make a change of state. check says under mu
 // which, or why not: it sees all changes that were asked for before.
 func (v *Volume) change(ctx context.Context, check func() (layout.Op, error)) error {
-	return v.ask(ctx, func() (c control, err error) {
+	return v.ask(ctx, true, func() (c control, err error) {
 		c.op, err = check()
 		return c, err
 	})
 }
 
-// ask is change for what may be no operation.
-func (v *Volume) ask(ctx context.Context, check func() (control, error)) error {
+// ask is change for what may be no operation. Who is not patient gets errMoved
+// while too many snapshots wait for their checkpoints, which maintenance makes:
+// it must not wait for itself.
+func (v *Volume) ask(ctx context.Context, patient bool, check func() (control, error)) error {
 	if !v.calls.enter() {
 		return ErrClosed
 	}
 	defer v.calls.leave()
 	v.mu.Lock()
 	for len(v.waiting) >= maxWaiting && v.failed == nil && v.upkeepErr == nil {
+		if !patient {
+			v.mu.Unlock()
+			return errMoved
+		}
 		v.kickUpkeep()
 		v.changed.Wait()
 	}
@@ -205,7 +211,7 @@ func (v *Volume) DeleteSnapshot(ctx context.Context, name string) error {
 		return err
 	}
 	if w != v {
-		return w.deleteNumber(ctx, info.Number)
+		return w.deleteNumber(ctx, info.Number, true)
 	}
 	return v.change(ctx, func() (op layout.Op, err error) {
 		s, ok := v.findSnapshotLocked(name)
