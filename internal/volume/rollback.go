@@ -36,18 +36,15 @@ func (s *Store) Rollback(ctx context.Context, volume, snapshot string, force boo
 	if err != nil {
 		return nil, err
 	}
-	newer, err := s.newerSnapshots(v, info.Name)
-	if err != nil {
-		return nil, err
-	}
-	if len(newer) > 0 && !force {
-		return newer, fmt.Errorf("%w: %s", ErrNewerSnapshots, strings.Join(newer, ", "))
+	if newer, err := s.newerSnapshots(v, info.Name, force); err != nil {
+		return newer, err
 	}
 	s.mu.RLock()
 	history := s.lineageLocked().History(v.id)
 	s.mu.RUnlock()
-	if err := s.rollBackTo(ctx, v, w, info); err != nil {
-		return nil, err
+	newer, err := s.rollBackTo(ctx, v, w, info, force)
+	if err != nil {
+		return newer, err
 	}
 	// The old volume's log must be whole: its older snapshots are still needed.
 	if err := v.close(); err != nil {
@@ -71,8 +68,9 @@ func (s *Store) Rollback(ctx context.Context, volume, snapshot string, force boo
 	return newer, nil
 }
 
-// newerSnapshots names a volume's snapshots that are newer than one of them.
-func (s *Store) newerSnapshots(v *Volume, name string) (newer []string, err error) {
+// newerSnapshots names a volume's snapshots that are newer than one of them, which
+// without force is an error.
+func (s *Store) newerSnapshots(v *Volume, name string, force bool) (newer []string, err error) {
 	all, err := v.history()
 	for i := range all {
 		if all[i].Name == name {
@@ -81,23 +79,56 @@ func (s *Store) newerSnapshots(v *Volume, name string) (newer []string, err erro
 			}
 		}
 	}
+	if err == nil && len(newer) > 0 && !force {
+		err = fmt.Errorf("%w: %s", ErrNewerSnapshots, strings.Join(newer, ", "))
+	}
 	return newer, err
 }
 
-func (s *Store) rollBackTo(ctx context.Context, v, w *Volume, info SnapshotInfo) error {
+func (s *Store) rollBackTo(ctx context.Context, v, w *Volume, info SnapshotInfo, force bool) (newer []string, err error) {
 	w.upkeep.Lock()
 	defer w.upkeep.Unlock()
 	snap, err := w.checkpointedLocked(ctx, info.Number)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	// From here on there are no more snapshots than those that are looked at.
+	v.halt()
+	defer func() {
+		if err != nil {
+			v.resume()
+		}
+	}()
+	if newer, err = s.newerSnapshots(v, info.Name, force); err != nil {
+		return newer, err
 	}
 	n := newVolume{
 		name: v.Name(), origin: originOf(w, snap), continues: true, mode: crypt.Mode(v.headNow().Mode),
 		vk: s.keyOf(v.headNow().VolumeKey), replaces: v.id,
 	}
 	if n.bag, err = v.bag.Clone(math.MaxUint32); err != nil {
-		return err
+		return nil, err
 	}
 	defer n.bag.Wipe()
-	return s.addVolume(n)
+	return newer, s.addVolume(n)
+}
+
+// halt has a volume take no change any more, as if it were closed, and waits for
+// changes of its state that are on their way.
+func (v *Volume) halt() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.closing = true
+	v.changed.Broadcast()
+	for len(v.controls) > 0 {
+		v.kick()
+		v.changed.Wait()
+	}
+}
+
+// resume undoes halt.
+func (v *Volume) resume() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.closing = false
 }
