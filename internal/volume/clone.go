@@ -261,20 +261,18 @@ func (s *Store) addVolume(n newVolume) error {
 		bag, _ = ring.BagDigest(crypt.UUID(n.parent.uuid))
 		return n.parent.setHead(func(p *layout.Head) { p.BagDigest = bag }, add)
 	}
-	if err := s.changeKeys(change, commit); err != nil {
+	err = s.changeKeys(change, commit, func() {
+		s.heads[h.Volume], s.greatest = h, h.Volume
+		s.keys[n.vk.ID()] = n.vk
+		if n.replaces != 0 {
+			s.fates[n.replaces] = layout.Hidden
+		}
+	})
+	if err != nil {
 		return fmt.Errorf("make volume %s: %w", n.name, err)
 	}
 	if fresh != nil {
-		if err := n.parent.bag.Adopt(fresh); err != nil {
-			return err
-		}
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.heads[h.Volume], s.greatest = h, h.Volume
-	s.keys[n.vk.ID()] = n.vk
-	if n.replaces != 0 {
-		s.fates[n.replaces] = layout.Hidden
+		return n.parent.bag.Adopt(fresh)
 	}
 	return nil
 }

@@ -95,8 +95,10 @@ func (s *Store) sweepParent(id layout.VolumeID) {
 
 // dropVolume removes a volume from which none starts: its keys and its head in
 // one step, then its files and records. The caller holds ops.
-func (s *Store) dropVolume(h layout.Head) error {
+func (s *Store) dropVolume(h layout.Head) (err error) {
+	s.opening.Lock() // or it might be opened after it was looked for
 	s.mu.Lock()
+	s.fates[h.Volume] = layout.Going
 	v := s.volumes[h.Volume]
 	delete(s.volumes, h.Volume)
 	last := true // of those under its volume key
@@ -104,6 +106,14 @@ func (s *Store) dropVolume(h layout.Head) error {
 		last = last && (id == h.Volume || other.VolumeKey != h.VolumeKey)
 	}
 	s.mu.Unlock()
+	s.opening.Unlock()
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if _, found := s.heads[h.Volume]; found {
+			s.fates[h.Volume] = layout.Hidden // as before, to be tried again
+		}
+	}()
 	if v != nil {
 		if err := v.abandon(); err != nil {
 			s.log.Warn("close deleted volume", "volume", h.Name, "err", err)
@@ -120,22 +130,20 @@ func (s *Store) dropVolume(h layout.Head) error {
 		}
 		return nil
 	}
-	err := s.changeKeys(change, func(*crypt.Keyring) error {
+	err = s.changeKeys(change, func(*crypt.Keyring) error {
 		return s.db.Update(func(tx *metadb.Txn) error {
 			return errors.Join(tx.Delete(layout.HeadKey(h.Volume)), tx.Set(layout.FateKey(h.Volume), []byte{byte(layout.Going)}))
 		})
+	}, func() {
+		delete(s.heads, h.Volume)
+		if k := s.keys[crypt.ID(h.VolumeKey)]; last && k != nil {
+			delete(s.keys, crypt.ID(h.VolumeKey))
+			k.Wipe()
+		}
 	})
 	if err != nil {
 		return err
 	}
-	s.mu.Lock()
-	delete(s.heads, h.Volume)
-	s.fates[h.Volume] = layout.Going
-	if k := s.keys[crypt.ID(h.VolumeKey)]; last && k != nil {
-		delete(s.keys, crypt.ID(h.VolumeKey))
-		k.Wipe()
-	}
-	s.mu.Unlock()
 	return s.removeVolume(h.Volume)
 }
 

@@ -7,6 +7,7 @@ import (
 
 	"github.com/fsximg/fsx/pkg/crypt"
 	"github.com/fsximg/fsx/pkg/layout"
+	"github.com/fsximg/fsx/pkg/layout/metadb"
 	"github.com/fsximg/fsx/pkg/layout/store"
 )
 
@@ -110,8 +111,8 @@ func (s *Store) fits(ring *crypt.Keyring) bool {
 // changeKeys changes the keyring, together with what commit makes durable in one
 // transaction of the index: heads that name the changed keyring. Between the
 // two, and after a crash there, the areas differ, and the heads tell which one
-// counts. The caller holds ops.
-func (s *Store) changeKeys(change func(*crypt.Keyring) error, commit func(*crypt.Keyring) error) error {
+// counts. take, under mu, takes over what is durable then. The caller holds ops.
+func (s *Store) changeKeys(change func(*crypt.Keyring) error, commit func(*crypt.Keyring) error, take func()) error {
 	old := s.Keyring().Encode()
 	next, err := crypt.ParseKeyring(old, crypt.UUID(s.dir.Super.UUID))
 	if err != nil {
@@ -121,21 +122,31 @@ func (s *Store) changeKeys(change func(*crypt.Keyring) error, commit func(*crypt
 		return err
 	}
 	body := next.Encode()
-	gen := s.ringGen + 1
-	err = s.dir.WriteKeyring(body, gen)
+	err = s.dir.WriteKeyring(body, s.ringGen+1)
 	if err == nil {
 		err = commit(next)
 	}
-	if err != nil {
-		// The area that was overwritten gets what still counts.
-		return errors.Join(err, s.dir.WriteKeyring(old, gen), s.setKeyring(s.Keyring(), gen))
+	if errors.Is(err, metadb.ErrFailed) {
+		return err // it may be durable all the same: the heads will tell
 	}
-	return errors.Join(s.setKeyring(next, gen+1), s.dir.WriteKeyring(body, gen+1))
-}
-
-func (s *Store) setKeyring(ring *crypt.Keyring, gen uint64) error {
+	if err != nil {
+		// The area that was overwritten gets what still counts. Until it has, it is
+		// the one that the next change overwrites.
+		restored := s.dir.WriteKeyring(old, s.ringGen+1)
+		if restored == nil {
+			s.ringGen++
+		}
+		return errors.Join(err, restored)
+	}
+	s.ringGen++
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.keyring, s.ringGen = ring, gen
+	s.keyring = next
+	take()
+	s.mu.Unlock()
+	if err := s.dir.WriteKeyring(body, s.ringGen+1); err != nil {
+		s.log.Warn("the keyring has its last change in one area only", "err", err)
+		return nil // it is durable; the next change, or whoever opens the store, writes there
+	}
+	s.ringGen++
 	return nil
 }

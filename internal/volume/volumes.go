@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -132,10 +133,12 @@ func (s *Store) volumeByID(id layout.VolumeID) (*Volume, error) {
 	s.opening.Lock()
 	defer s.opening.Unlock()
 	s.mu.RLock()
-	v, head, fate := s.volumes[id], s.heads[id], s.fates[id]
+	v, head, fate, closed := s.volumes[id], s.heads[id], s.fates[id], s.closed
 	vk := s.keys[crypt.ID(head.VolumeKey)]
 	s.mu.RUnlock()
 	switch {
+	case closed:
+		return nil, ErrClosed
 	case v != nil:
 		return v, nil
 	case head.Volume == 0 || fate == layout.Going:
@@ -148,9 +151,15 @@ func (s *Store) volumeByID(id layout.VolumeID) (*Volume, error) {
 		return nil, err
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.volumes[id] = v
-	s.users.Store(int64(len(s.volumes)))
+	closed = s.closed
+	if !closed {
+		s.volumes[id] = v
+		s.users.Store(int64(len(s.volumes)))
+	}
+	s.mu.Unlock()
+	if closed {
+		return nil, errors.Join(ErrClosed, v.close())
+	}
 	return v, nil
 }
 
