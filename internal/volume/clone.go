@@ -49,6 +49,11 @@ func (s *Store) Clone(ctx context.Context, volume, snapshot, name string, o Clon
 	if err != nil {
 		return err
 	}
+	if len(o.Secrets) > 0 && !o.NoChain {
+		if err := s.partKeys(w); err != nil {
+			return err
+		}
+	}
 	w.upkeep.Lock()
 	defer w.upkeep.Unlock()
 	snap, err := w.checkpointedLocked(ctx, info.Number)
@@ -78,6 +83,68 @@ func (s *Store) Clone(ctx context.Context, volume, snapshot, name string, o Clon
 		n.parent = w // what it writes from now on is none of the clone's business
 	}
 	return s.addVolume(n)
+}
+
+// partKeys gives every other volume that writes under a data key of w's bag a
+// fresh one: a clone of w may get the bag under a volume key of its own, and what
+// its ancestors, or what continues them, write from now on is none of its business.
+// All of them are under w's volume key. The caller holds ops.
+func (s *Store) partKeys(w *Volume) error {
+	id := w.headNow().VolumeKey
+	vk := s.keyOf(id)
+	s.mu.RLock()
+	var heads []layout.Head
+	for _, h := range s.heads {
+		if h.VolumeKey == id && h.Volume != w.id {
+			heads = append(heads, h)
+		}
+	}
+	s.mu.RUnlock()
+	for _, h := range heads {
+		bag, err := s.Keyring().OpenBag(crypt.UUID(h.UUID), vk)
+		if err != nil {
+			return fmt.Errorf("key bag of volume %s: %w", h.Name, err)
+		}
+		shared := false
+		if k := bag.WriteKey(); k != nil {
+			_, shared = w.bag.Get(k.ID())
+		}
+		bag.Wipe()
+		if !shared {
+			continue
+		}
+		v, err := s.volumeByID(h.Volume)
+		if err == nil {
+			err = s.freshKey(v, vk)
+		}
+		if err != nil {
+			return fmt.Errorf("volume %s, which shares its data key: %w", h.Name, err)
+		}
+	}
+	return nil
+}
+
+// freshKey makes a volume write under a data key that no other has. The caller
+// holds ops.
+func (s *Store) freshKey(v *Volume, vk *crypt.VolumeKey) error {
+	v.upkeep.Lock()
+	defer v.upkeep.Unlock()
+	fresh, err := v.bag.Clone(math.MaxUint32)
+	if err != nil {
+		return err
+	}
+	defer fresh.Wipe()
+	if err := addWriteKey(fresh, crypt.Mode(v.headNow().Mode)); err != nil {
+		return err
+	}
+	err = s.changeKeys(func(ring *crypt.Keyring) error { return ring.SetBag(crypt.UUID(v.uuid), vk, fresh) }, func(ring *crypt.Keyring) error {
+		bag, _ := ring.BagDigest(crypt.UUID(v.uuid))
+		return v.setHead(func(h *layout.Head) { h.BagDigest = bag }, nil)
+	}, func() {})
+	if err != nil {
+		return err
+	}
+	return v.bag.Adopt(fresh)
 }
 
 func cmpMode(mode crypt.Mode, parents uint8) crypt.Mode {

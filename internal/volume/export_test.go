@@ -57,3 +57,9 @@ func (v *Volume) HoldUpkeep() (release func()) {
 	v.upkeep.Lock()
 	return v.upkeep.Unlock
 }
+
+// WritesUnderKeyOf says whether v writes under a data key that w has.
+func (v *Volume) WritesUnderKeyOf(w *Volume) bool {
+	_, ok := w.bag.Get(v.bag.WriteKey().ID())
+	return ok
+}
