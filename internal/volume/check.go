@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sort"
+	"time"
 
 	"github.com/fsximg/fsx/pkg/layout"
 	"github.com/fsximg/fsx/pkg/layout/maptree"
@@ -92,44 +93,85 @@ func (s *Store) Check(ctx context.Context, o CheckOptions) (*Report, error) {
 		o.MaxProblems = 1000
 	}
 	c := &checker{s: s, opt: o, rep: &Report{}}
-	s.mu.Lock()
-	heads := make([]layout.Head, 0, len(s.heads))
-	open := map[layout.VolumeID]*Volume{}
-	for id, h := range s.heads {
-		if s.fates[id] != 0 {
-			h.Name += " (deleted)"
-		}
-		heads = append(heads, h)
-		if v := s.volumes[id]; v != nil {
-			open[id] = v
-		}
-	}
-	s.mu.Unlock()
+	heads := c.strayVolumes()
 	sort.Slice(heads, func(i, j int) bool { return heads[i].Name < heads[j].Name })
-	if err := c.strayVolumes(heads); err != nil {
-		return nil, err
-	}
 	for _, h := range heads {
-		if err := c.volume(ctx, h, open[h.Volume]); err != nil {
+		if err := c.volumeNow(ctx, h.Volume); err != nil {
 			return c.rep, err
 		}
 	}
 	return c.rep, nil
 }
 
-// strayVolumes looks for volumes that have a bag or files but no head: an index
-// that lost them.
-func (c *checker) strayVolumes(heads []layout.Head) error {
-	known := map[layout.UUID]bool{}
-	for _, h := range heads {
-		known[h.UUID] = true
+// volumeNow checks a volume as it is when its turn comes. It may be opened, rolled
+// back or deleted meanwhile: then what was found is not said, and it is looked at
+// again.
+func (c *checker) volumeNow(ctx context.Context, id layout.VolumeID) error {
+	for {
+		problems, more, volumes := len(c.rep.Problems), c.rep.More, len(c.rep.Volumes)
+		last := Problem{}
+		if problems > 0 {
+			last = c.rep.Problems[problems-1]
+		}
+		h, v, found := c.find(id)
+		if !found {
+			return nil
+		}
+		var err error
+		if v == nil || v.calls.enter() {
+			err = c.volume(ctx, h, v)
+			if v != nil {
+				v.calls.leave()
+				if !v.calls.shut.Load() {
+					return err
+				}
+			}
+		} else {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(time.Millisecond): // until it is closed
+			}
+		}
+		if _, after, found := c.find(id); found && after == v && v == nil {
+			return err
+		}
+		c.rep.Problems, c.rep.More, c.rep.Volumes = c.rep.Problems[:problems], more, c.rep.Volumes[:volumes]
+		if problems > 0 {
+			c.rep.Problems[problems-1] = last
+		}
 	}
-	for _, b := range c.s.Keyring().Bags() {
+}
+
+// find looks a volume up, which may be deleted.
+func (c *checker) find(id layout.VolumeID) (h layout.Head, v *Volume, found bool) {
+	s := c.s
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	h, found = s.heads[id]
+	if s.fates[id] != 0 {
+		h.Name += " (deleted)"
+	}
+	return h, s.volumes[id], found && s.fates[id] != layout.Going
+}
+
+// strayVolumes looks for volumes that have a bag or files but no head: an index
+// that lost them. It returns the heads that there are.
+func (c *checker) strayVolumes() (heads []layout.Head) {
+	s := c.s
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	known := map[layout.UUID]bool{}
+	for _, h := range s.heads {
+		known[h.UUID] = true
+		heads = append(heads, h)
+	}
+	for _, b := range s.keyring.Bags() {
 		if !known[layout.UUID(b.Volume)] {
 			c.problem(Problem{Volume: layout.UUID(b.Volume).String(), Offset: -1, Text: "the keyring knows this volume, but the index has no head for it"})
 		}
 	}
-	return nil
+	return heads
 }
 
 func (c *checker) volume(ctx context.Context, h layout.Head, v *Volume) error {

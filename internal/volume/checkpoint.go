@@ -411,6 +411,7 @@ func (c *checkpoint) finish(root maptree.Root, head layout.Head) {
 		v.waiting = slices.Delete(v.waiting, 0, 1)
 	}
 	c.ch.apply()
+	v.store.noteHead(head) // for when it is closed and others look at it
 	v.changed.Broadcast()
 }
 

@@ -335,6 +335,10 @@ func (v *Volume) punchDead(want int64) error {
 // compactAll gives back all space that it can, also that of the segment which
 // the log is in.
 func (v *Volume) compactAll(ctx context.Context) error {
+	if !v.calls.enter() {
+		return ErrClosed
+	}
+	defer v.calls.leave()
 	if err := v.checkpoint(ctx); err != nil {
 		return err
 	}
@@ -387,7 +391,7 @@ func (s *Store) Compact(ctx context.Context) (r CompactReport, err error) {
 		return r, err
 	}
 	for _, v := range s.opened() {
-		if err := v.compactAll(ctx); err != nil {
+		if err := v.compactAll(ctx); err != nil && !errors.Is(err, ErrClosed) { // it was deleted meanwhile
 			return r, err
 		}
 	}

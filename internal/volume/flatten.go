@@ -149,6 +149,10 @@ func (v *Volume) eachForeign(ctx context.Context, fn func(first layout.BlockNo, 
 
 // adopt writes blocks as they are, except for those that are written meanwhile.
 func (v *Volume) adopt(first layout.BlockNo, n int) error {
+	if !v.calls.enter() {
+		return ErrClosed
+	}
+	defer v.calls.leave()
 	var stripes [flattenChunk]uint32
 	v.mu.RLock()
 	epoch := v.epoch

@@ -329,6 +329,8 @@ func (v *Volume) close() error {
 	if !v.ro {
 		err = v.closeWritable()
 	}
+	v.upkeep.Lock() // whoever has it may need the keys
+	defer v.upkeep.Unlock()
 	v.mu.Lock()
 	v.closed = true
 	v.changed.Broadcast()

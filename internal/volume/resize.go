@@ -27,7 +27,7 @@ func (s *Store) Resize(ctx context.Context, volume string, size int64, shrink bo
 		if n := min(-old&(blockSize-1), size-old); n > 0 {
 			// What is left behind the end of the last block, if the volume was
 			// shrunk to there, must not be seen again.
-			if err := v.merge(zeroBlock[:-old&(blockSize-1)], old, false); err != nil {
+			if err := v.clearTail(old); err != nil {
 				return err
 			}
 		}
@@ -44,6 +44,15 @@ func (s *Store) Resize(ctx context.Context, volume string, size int64, shrink bo
 			return err
 		}
 	}
+}
+
+// clearTail zeroes what is behind a size in its last block.
+func (v *Volume) clearTail(size int64) error {
+	if !v.calls.enter() {
+		return ErrClosed
+	}
+	defer v.calls.leave()
+	return v.merge(zeroBlock[:-size&(blockSize-1)], size, false)
 }
 
 // errMoved says that something changed meanwhile: what was tried starts again.
