@@ -85,17 +85,20 @@ func (s *Store) Clone(ctx context.Context, volume, snapshot, name string, o Clon
 	return s.addVolume(n)
 }
 
-// partKeys gives every other volume that writes under a data key of w's bag a
-// fresh one: a clone of w may get the bag under a volume key of its own, and what
-// its ancestors, or what continues them, write from now on is none of its business.
-// All of them are under w's volume key. The caller holds ops.
+// partKeys gives every ancestor of w that writes under a data key of w's bag a fresh
+// one: a clone of w may get the bag under a volume key of its own, and what they
+// write from now on is none of its business. Others have no key in common with w
+// that they write under: clones and rollbacks begin with a fresh one. The caller
+// holds ops.
 func (s *Store) partKeys(w *Volume) error {
 	id := w.headNow().VolumeKey
 	vk := s.keyOf(id)
 	s.mu.RLock()
 	var heads []layout.Head
-	for _, h := range s.heads {
-		if h.VolumeKey == id && h.Volume != w.id {
+	for v := range s.lineageLocked().Depths(w.id) {
+		// One under another volume key has given its key away before; one that was
+		// deleted writes no more.
+		if h := s.heads[v]; v != w.id && h.VolumeKey == id && s.fates[v] == 0 {
 			heads = append(heads, h)
 		}
 	}

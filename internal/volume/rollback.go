@@ -110,6 +110,9 @@ func (s *Store) rollBackTo(ctx context.Context, v, w *Volume, info SnapshotInfo,
 		return nil, err
 	}
 	defer n.bag.Wipe()
+	if err := addWriteKey(n.bag, n.mode); err != nil {
+		return nil, err
+	}
 	return newer, s.addVolume(n)
 }
 
