@@ -235,8 +235,13 @@ func prune(ctx context.Context, env *cliutil.Env, c *cli.Context, o control.Oper
 		strings.Join(names, ", ")); err != nil {
 		return err
 	}
+	var inUse error
 	for _, name := range names {
 		if _, err := o.DeleteSnapshot(ctx, res.Volume, name); err != nil {
+			if errors.Is(err, cliutil.ErrInUse) {
+				inUse = errors.Join(inUse, err) // the others go all the same
+				continue
+			}
 			if len(res.Deleted) > 0 {
 				env.Say("%s: deleted: %s", res.Store, strings.Join(res.Deleted, ", "))
 			}
@@ -244,7 +249,10 @@ func prune(ctx context.Context, env *cliutil.Env, c *cli.Context, o control.Oper
 		}
 		res.Deleted = append(res.Deleted, name)
 	}
-	return nil
+	if inUse != nil && len(res.Deleted) > 0 {
+		env.Say("%s: deleted: %s", res.Store, strings.Join(res.Deleted, ", "))
+	}
+	return inUse
 }
 
 func printPruned(w io.Writer, r pruneResult) error {

@@ -194,7 +194,7 @@ func cloneCommand() *cli.Command {
 		Description: "It shares the snapshot's blocks, and takes space only for what is written to it.\n" +
 			"Without --new-… it goes on under its parent's volume key.",
 		Flags: flags([]cli.Flag{
-			&cli.BoolFlag{Name: "no-chain", Usage: "give it none of its parent's data keys: what it has not written itself cannot be read without the parent's key"},
+			&cli.BoolFlag{Name: "no-chain", Usage: "with --new-…: give it none of its parent's data keys, so that what it has not written itself cannot be read"},
 			&cli.StringFlag{Name: "cipher", Usage: "`MODE`: aes-256-gcm, chacha20-poly1305 or aes-256-xts (default: its parent's)"},
 			cliutil.JSONFlag(),
 		}, cliutil.NewKeyFlags(), cliutil.OpenKeyFlags()),
@@ -216,6 +216,9 @@ func runClone(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 		return err
 	}
 	defer func() { keys.Done(err) }()
+	if c.Bool("no-chain") && len(keys.Secrets) == 0 {
+		return cliutil.UsageErrorf("--no-chain is for a clone with a volume key of its own: name one by --new-…")
+	}
 	o, err := openOperations(ctx, env, c, ref.Store, forWriting, keysNeeded)
 	if err != nil {
 		return err

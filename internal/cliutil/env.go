@@ -250,7 +250,7 @@ func printError(w io.Writer, program string, err error) {
 		return
 	}
 	fmt.Fprintf(w, "%s: %s\n", program, oneLine(err.Error()))
-	if hint := hintOf(err); hint != "" {
+	if hint := adviceOn(err); hint != "" {
 		fmt.Fprintf(w, "hint: %s\n", hint)
 	}
 }

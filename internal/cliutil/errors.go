@@ -3,6 +3,8 @@ package cliutil
 import (
 	"errors"
 	"fmt"
+
+	"github.com/fsximg/fsx/internal/volume"
 )
 
 var (
@@ -101,3 +103,26 @@ func HintOf(err error) string { return hintOf(err) }
 type ExitStatus int
 
 func (s ExitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
+
+// adviceOn is an error's hint, or else what can be done about errors of its kind.
+func adviceOn(err error) string {
+	if hint := hintOf(err); hint != "" {
+		return hint
+	}
+	for _, a := range advice {
+		if errors.Is(err, a.sentinel) {
+			return a.text
+		}
+	}
+	return ""
+}
+
+var advice = []struct {
+	sentinel error
+	text     string
+}{
+	{volume.ErrKeyMissing, "name its key, too; of a served store, start the server with it. fsximg info --json STORE shows which slot opens which volume key"},
+	{volume.ErrReadOnly, "if the store is served, its server was started with --read-only"},
+	{volume.ErrLastVolume, "to delete the store, remove its folder"},
+	{volume.ErrSharedBySnapshots, "delete the volume's snapshots first: fsximg snapshot list shows them"},
+}

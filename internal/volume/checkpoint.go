@@ -162,6 +162,9 @@ func (v *Volume) checkpointOne(ctx context.Context, state frozenState, clean boo
 // takeOverlay has the log's goroutine commit and freeze the overlay, which then
 // is the last of those that wait.
 func (v *Volume) takeOverlay() (frozenState, error) {
+	if v.ro {
+		return frozenState{}, ErrReadOnly // there is no log's goroutine
+	}
 	v.mu.Lock()
 	if v.failed != nil {
 		defer v.mu.Unlock()

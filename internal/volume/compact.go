@@ -386,8 +386,14 @@ func (s *Store) Compact(ctx context.Context) (r CompactReport, err error) {
 		return r, ErrClosed
 	}
 	defer s.calls.leave()
+	if s.opt.ReadOnly {
+		return r, ErrReadOnly
+	}
 	before, err := s.Info()
 	if err != nil {
+		return r, err
+	}
+	if err := s.partApart(ctx); err != nil {
 		return r, err
 	}
 	for _, v := range s.opened() {

@@ -183,6 +183,28 @@ func (v *Volume) adopt(first layout.BlockNo, n int) error {
 	return nil
 }
 
+// partApart parts volumes from what they start from, if they have overwritten all
+// that they shared with it: after a rollback, what the volume was would stay for
+// nothing.
+func (s *Store) partApart(ctx context.Context) error {
+	for _, v := range s.opened() {
+		if v.headNow().Parent == 0 || s.fate(v.id) != 0 || s.mayFlatten(v) != nil {
+			continue
+		}
+		err := v.Checkpoint(ctx)
+		if err == nil {
+			err = v.eachForeign(ctx, func(layout.BlockNo, int) error { return errStop })
+		}
+		if err == nil {
+			err = s.part(ctx, v)
+		}
+		if err != nil && !errors.Is(err, errStop) && !errors.Is(err, errMoved) && !errors.Is(err, ErrClosed) && !errors.Is(err, ErrSharedBySnapshots) {
+			return err
+		}
+	}
+	return nil
+}
+
 // part makes a volume that shares nothing any more one without a parent.
 func (s *Store) part(ctx context.Context, v *Volume) error {
 	s.ops.Lock()

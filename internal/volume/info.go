@@ -298,12 +298,19 @@ func (s *Store) fate(id layout.VolumeID) layout.Fate {
 	return s.fates[id]
 }
 
+// deletedMark follows the name of a snapshot that was deleted: the name may be
+// another's.
+const deletedMark = " (deleted)"
+
 // snapshotName is the name of a snapshot, which may be hidden.
 func (s *Store) snapshotName(id layout.VolumeID, seq layout.Seq) (name string, err error) {
 	err = s.db.Get(layout.SnapshotKey(id, seq), func(val []byte) error {
 		snap, err := layout.DecodeSnapshot(val)
 		if err == nil {
 			name = snap.Name
+			if snap.Hidden {
+				name += deletedMark
+			}
 		}
 		return err
 	})
@@ -364,7 +371,11 @@ func (n *snapshotNames) first(owner layout.VolumeID, birth layout.Seq) (string, 
 	}
 	n.s.mu.RLock()
 	defer n.s.mu.RUnlock()
-	return n.s.heads[owner].Name + "@" + snaps[i].Name, nil
+	name := n.s.heads[owner].Name + "@" + snaps[i].Name
+	if snaps[i].Hidden {
+		name += deletedMark
+	}
+	return name, nil
 }
 
 // walkRuns merges a map's blocks into runs of one kind, owner and key.
