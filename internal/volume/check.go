@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sort"
+	"syscall"
 	"time"
 
 	"github.com/fsximg/fsx/pkg/layout"
@@ -413,8 +414,9 @@ func (c *checker) tags(ctx context.Context, v *Volume, total int64) (verified ui
 	var runs []Run
 	for off := int64(0); off < v.Size(); {
 		runs = runs[:0]
-		next := v.Size()
-		err := v.Status(off, min(v.Size()-off, 1<<36), func(n int64, _, zero bool) bool {
+		size := v.Size()
+		next := size
+		err := v.Status(off, min(size-off, 1<<36), func(n int64, _, zero bool) bool {
 			if !zero {
 				runs = append(runs, Run{Start: off, Length: n})
 			}
@@ -427,6 +429,9 @@ func (c *checker) tags(ctx context.Context, v *Volume, total int64) (verified ui
 			if errors.As(err, &be) && errors.Is(err, maptree.ErrDamaged) {
 				next, err = max(be.At, off)+maptree.LeafBlocks*blockSize, nil // reported by the structural check
 			}
+		}
+		if errors.Is(err, syscall.EINVAL) && v.Size() < size {
+			continue // it was shrunk meanwhile
 		}
 		if err != nil {
 			return verified, err
@@ -474,6 +479,9 @@ func (c *checker) blockByBlock(v *Volume, buf []byte, off, n int64) (verified ui
 		}
 		if errors.Is(err, ErrKeyMissing) {
 			continue // a clone without its parent's data keys: not verified, nor wrong
+		}
+		if off+m > v.Size() {
+			continue // it was shrunk meanwhile
 		}
 		text := "cannot be read: " + err.Error()
 		var be *BlockError
