@@ -166,12 +166,17 @@ func (s *Store) removeVolume(id layout.VolumeID) error {
 	if err != nil {
 		return err
 	}
-	if err := files.RemoveAll(); err != nil {
+	s.listing.Lock()
+	err = files.RemoveAll()
+	if err == nil {
+		s.mu.Lock()
+		delete(s.files, id)
+		s.mu.Unlock()
+	}
+	s.listing.Unlock()
+	if err != nil {
 		return err
 	}
-	s.mu.Lock()
-	delete(s.files, id)
-	s.mu.Unlock()
 	for _, prefix := range [][]byte{layout.SegmentPrefix(id), layout.ExtentPrefix(id), layout.SnapshotPrefix(id), layout.AccountPrefix(id), maptree.Prefix(id)} {
 		if err := s.removeRecords(prefix); err != nil {
 			return err

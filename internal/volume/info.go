@@ -100,6 +100,9 @@ func (s *Store) Volumes() ([]VolumeInfo, error) {
 	var l []VolumeInfo
 	for _, id := range ids {
 		v, err := s.volumeInfo(id)
+		if errors.Is(err, ErrNotFound) {
+			continue // it went meanwhile
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -121,6 +124,9 @@ func (s *Store) hidden() (l []VolumeInfo, err error) {
 	slices.Sort(ids)
 	for _, id := range ids {
 		v, err := s.volumeInfo(id)
+		if errors.Is(err, ErrNotFound) {
+			continue // it went meanwhile
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -130,10 +136,16 @@ func (s *Store) hidden() (l []VolumeInfo, err error) {
 }
 
 func (s *Store) volumeInfo(id layout.VolumeID) (VolumeInfo, error) {
+	s.listing.RLock()
+	defer s.listing.RUnlock()
 	s.mu.RLock()
-	h, open := s.heads[id], s.volumes[id]
+	h, found := s.heads[id]
+	open := s.volumes[id]
 	parent := s.heads[h.Parent]
 	s.mu.RUnlock()
+	if !found {
+		return VolumeInfo{}, ErrNotFound
+	}
 	if open != nil {
 		open.mu.RLock()
 		h = open.head

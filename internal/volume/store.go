@@ -107,6 +107,10 @@ type Store struct {
 	// opening serialises the opening of volumes; it is taken before mu.
 	opening sync.Mutex
 
+	// listing is held while the files of a volume that may not be open are looked
+	// at, and while those of a deleted one are removed; it is taken before mu.
+	listing sync.RWMutex
+
 	// mu guards what follows. Nobody holds it over I/O.
 	mu       sync.RWMutex
 	keyring  *crypt.Keyring                  // replaced, not changed
