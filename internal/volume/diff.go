@@ -2,6 +2,7 @@ package volume
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/fsximg/fsx/pkg/layout"
@@ -40,13 +41,27 @@ func (s *Store) Diff(ctx context.Context, volume, from, to string, fn func(DiffR
 		v.mu.RLock()
 		root, size := v.root, v.Size()
 		v.mu.RUnlock()
-		return s.diffRuns(ctx, a, root, size, fn)
+		return v.unlessGone(s.diffRuns(ctx, a, root, size, fn), from)
 	}
 	b, size, err := v.rootOf(ctx, to)
 	if err != nil {
 		return err
 	}
-	return s.diffRuns(ctx, a, b, size, fn)
+	return v.unlessGone(s.diffRuns(ctx, a, b, size, fn), from, to)
+}
+
+// unlessGone explains a failure to walk snapshots' maps, if one was deleted
+// meanwhile: then its nodes go, which is no damage.
+func (v *Volume) unlessGone(err error, snapshots ...string) error {
+	if err == nil {
+		return nil
+	}
+	for _, name := range snapshots {
+		if _, _, gone := v.findSnapshot(name); errors.Is(gone, ErrNoSnapshot) {
+			return gone
+		}
+	}
+	return err
 }
 
 // rootOf is a snapshot's root and size.

@@ -229,12 +229,14 @@ func TestEverythingAtOnce(t *testing.T) {
 					t.Errorf("%s: %v", sn.Name(), err)
 				}
 			}
-		case k < 95:
+		case k < 93:
 			tell("flush", v.Flush())
-		case k < 97:
+		case k < 94:
 			tell("status", v.Status(first*4096, n*4096, func(int64, bool, bool) bool { return true }))
-		case k < 98:
+		case k < 95:
 			tell("checkpoint", v.Checkpoint(ctx0))
+		case k < 99 && rng.IntN(2) == 0:
+			tell("diff", s.Diff(ctx0, name, someSnap(rng, name), someSnap(rng, name), func(volume.DiffRun) bool { return true }))
 		case k < 99:
 			_, err := s.Info()
 			tell("info", err)
