@@ -419,12 +419,14 @@ func (s *Store) compactClosed(ctx context.Context) error {
 	if s.opt.ReadOnly {
 		return nil
 	}
-	s.opening.Lock() // none of them is opened meanwhile
+	s.ops.Lock() // none of them goes meanwhile,
+	defer s.ops.Unlock()
+	s.opening.Lock() // and none is opened
 	defer s.opening.Unlock()
 	s.mu.RLock()
 	var heads []layout.Head
 	for id, h := range s.heads {
-		if s.volumes[id] == nil {
+		if s.volumes[id] == nil && s.fates[id] != layout.Going {
 			heads = append(heads, h)
 		}
 	}

@@ -127,8 +127,11 @@ func (v *Volume) eachForeign(ctx context.Context, fn func(first layout.BlockNo, 
 		})
 		if err != nil {
 			v.mu.RLock()
-			moved := v.gen != gen
+			moved, closed := v.gen != gen, v.closed
 			v.mu.RUnlock()
+			if closed {
+				return ErrClosed // what it shares may be gone
+			}
 			if moved && ctx.Err() == nil {
 				continue
 			}

@@ -109,6 +109,9 @@ func (l *logger) control() error {
 			return err
 		}
 	}
+	if op.Code == layout.OpSnapshot {
+		op.Keys = v.bag.Next() // only now: a key that came meanwhile may have sealed some of it
+	}
 	l.w.AppendControl(op)
 	if err := l.commit(); err != nil {
 		return err
@@ -193,7 +196,7 @@ func (v *Volume) CreateSnapshot(ctx context.Context, name string) error {
 		if _, ok := v.findSnapshotLocked(name); ok || v.wantedLocked(name) {
 			return op, fmt.Errorf("snapshot %s: %w", name, ErrExists)
 		}
-		return layout.Op{Code: layout.OpSnapshot, Name: name, Created: time.Now().Unix(), Keys: v.bag.Next()}, nil
+		return layout.Op{Code: layout.OpSnapshot, Name: name, Created: time.Now().Unix()}, nil
 	})
 }
 
