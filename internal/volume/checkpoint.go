@@ -211,6 +211,7 @@ func (c *checkpoint) run(ctx context.Context) error {
 	if f := c.state.frozen; f != nil {
 		o := f.overlay
 		head.Size = uint64(f.size)
+		head.Sealed += o.sealed
 		for no, u := range o.segs {
 			if err := c.ch.born(no, u); err != nil {
 				return err

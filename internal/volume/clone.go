@@ -23,6 +23,9 @@ type CloneOptions struct {
 	// NoChain keeps the parent's data keys out of the clone's bag: what it has
 	// not written itself cannot be read with its key alone.
 	NoChain bool
+	// Ephemeral makes a volume key of its own that no slot has: it is gone with this
+	// process, and so is what the clone wrote. Secrets must be empty.
+	Ephemeral bool
 	// Mode is the cipher of its data key; 0 is its parent's.
 	Mode crypt.Mode
 }
@@ -41,6 +44,10 @@ func (s *Store) Clone(ctx context.Context, volume, snapshot, name string, o Clon
 	if err := s.mayAdd(name); err != nil {
 		return err
 	}
+	ownKey := len(o.Secrets) > 0 || o.Ephemeral
+	if o.Ephemeral && len(o.Secrets) > 0 {
+		return errors.New("an ephemeral volume key has no slot")
+	}
 	v, err := s.Volume(volume)
 	if err != nil {
 		return err
@@ -49,7 +56,7 @@ func (s *Store) Clone(ctx context.Context, volume, snapshot, name string, o Clon
 	if err != nil {
 		return err
 	}
-	if len(o.Secrets) > 0 && !o.NoChain {
+	if ownKey && !o.NoChain {
 		if err := s.partKeys(w); err != nil {
 			return err
 		}
@@ -60,7 +67,8 @@ func (s *Store) Clone(ctx context.Context, volume, snapshot, name string, o Clon
 	if err != nil {
 		return err
 	}
-	n := newVolume{name: name, origin: originOf(w, snap), mode: cmpMode(o.Mode, w.headNow().Mode), vk: s.keyOf(w.headNow().VolumeKey)}
+	head := w.headNow()
+	n := newVolume{name: name, origin: originOf(w, snap), mode: cmpMode(o.Mode, head.Mode), vk: s.keyOf(head.VolumeKey), ephemeral: head.Ephemeral}
 	limit := snap.Keys
 	if o.NoChain {
 		limit = 0
@@ -72,13 +80,13 @@ func (s *Store) Clone(ctx context.Context, volume, snapshot, name string, o Clon
 	if err := addWriteKey(n.bag, n.mode); err != nil {
 		return err
 	}
-	if len(o.Secrets) == 0 {
+	if !ownKey {
 		return s.addVolume(n)
 	}
 	if n.vk, err = crypt.NewVolumeKey(); err != nil {
 		return err
 	}
-	n.secrets = o.Secrets
+	n.secrets, n.ephemeral = o.Secrets, o.Ephemeral
 	if k, ok := writeKeyNumber(w.bag); ok && k < limit {
 		n.parent = w // what it writes from now on is none of the clone's business
 	}
@@ -132,22 +140,46 @@ func (s *Store) partKeys(w *Volume) error {
 func (s *Store) freshKey(v *Volume, vk *crypt.VolumeKey) error {
 	v.upkeep.Lock()
 	defer v.upkeep.Unlock()
-	fresh, err := v.bag.Clone(math.MaxUint32)
+	fresh, err := v.freshBag(0)
 	if err != nil {
 		return err
 	}
 	defer fresh.Wipe()
-	if err := addWriteKey(fresh, crypt.Mode(v.headNow().Mode)); err != nil {
-		return err
-	}
 	err = s.changeKeys(func(ring *crypt.Keyring) error { return ring.SetBag(crypt.UUID(v.uuid), vk, fresh) }, func(ring *crypt.Keyring) error {
 		bag, _ := ring.BagDigest(crypt.UUID(v.uuid))
-		return v.setHead(func(h *layout.Head) { h.BagDigest = bag }, nil)
+		return v.setHead(func(h *layout.Head) { h.BagDigest, h.Sealed = bag, 0 }, nil)
 	}, func() {})
 	if err != nil {
 		return err
 	}
 	return v.bag.Adopt(fresh)
+}
+
+// countedBag copies the bag, with what the volume has sealed since it was stored.
+// The head that names it counts nothing beside it.
+func (v *Volume) countedBag() (*crypt.Bag, error) {
+	b, err := v.bag.Clone(math.MaxUint32)
+	if err != nil {
+		return nil, err
+	}
+	if k := b.WriteKey(); k != nil {
+		b.AddBytes(k.ID(), v.headNow().Sealed)
+	}
+	return b, nil
+}
+
+// freshBag is countedBag with a fresh data key that is written under; mode 0 is the
+// cipher of the one before.
+func (v *Volume) freshBag(mode crypt.Mode) (*crypt.Bag, error) {
+	b, err := v.countedBag()
+	if err != nil {
+		return nil, err
+	}
+	if err := addWriteKey(b, cmpMode(mode, v.headNow().Mode)); err != nil {
+		b.Wipe()
+		return nil, err
+	}
+	return b, nil
 }
 
 func cmpMode(mode crypt.Mode, parents uint8) crypt.Mode {
@@ -264,6 +296,7 @@ type newVolume struct {
 	name string
 	origin
 	continues bool
+	ephemeral bool
 	mode      crypt.Mode
 	vk        *crypt.VolumeKey
 	secrets   []crypt.Secret // slots, if vk is new
@@ -276,7 +309,7 @@ type newVolume struct {
 // it, in one step. The caller holds ops.
 func (s *Store) addVolume(n newVolume) error {
 	h := layout.Head{
-		Store: s.dir.Super.UUID, UUID: newUUID(), Clean: true, Continues: n.continues, Epoch: 1,
+		Store: s.dir.Super.UUID, UUID: newUUID(), Clean: true, Continues: n.continues, Ephemeral: n.ephemeral, Epoch: 1,
 		Size: n.size, MinSize: n.size, Created: time.Now().Truncate(time.Second), NextSegment: 1, Root: n.root,
 		Parent: n.origin.parent, ParentSnapshot: n.snapshot, ParentHash: n.root.Hash,
 		VolumeKey: layout.KeyID(n.vk.ID()), Superblock: s.dir.Super.Digest(), Mode: uint8(n.mode), Name: n.name,
@@ -292,13 +325,10 @@ func (s *Store) addVolume(n newVolume) error {
 	defer auth.Wipe()
 	var fresh *crypt.Bag // of the parent
 	if n.parent != nil {
-		if fresh, err = n.parent.bag.Clone(math.MaxUint32); err != nil {
+		if fresh, err = n.parent.freshBag(0); err != nil {
 			return err
 		}
 		defer fresh.Wipe()
-		if err := addWriteKey(fresh, crypt.Mode(n.parent.headNow().Mode)); err != nil {
-			return err
-		}
 	}
 	change := func(ring *crypt.Keyring) error {
 		for _, secret := range n.secrets {
@@ -329,7 +359,7 @@ func (s *Store) addVolume(n newVolume) error {
 			return s.db.Update(add)
 		}
 		bag, _ = ring.BagDigest(crypt.UUID(n.parent.uuid))
-		return n.parent.setHead(func(p *layout.Head) { p.BagDigest = bag }, add)
+		return n.parent.setHead(func(p *layout.Head) { p.BagDigest, p.Sealed = bag, 0 }, add)
 	}
 	err = s.changeKeys(change, commit, func() {
 		s.heads[h.Volume], s.greatest = h, h.Volume
@@ -391,6 +421,7 @@ func (s *Store) CreateVolume(ctx context.Context, name string, size int64, o Vol
 	if err != nil {
 		return err
 	}
+	n.ephemeral = like.Ephemeral
 	if n.vk = s.keyOf(like.VolumeKey); n.vk == nil {
 		return fmt.Errorf("volume key %s: %w", like.VolumeKey, ErrKeyMissing)
 	}

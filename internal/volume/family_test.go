@@ -138,7 +138,11 @@ func (f *family) step() {
 		must(t, f.s.RenameVolume(ctx0, name, to))
 		f.m[to] = r
 		delete(f.m, name)
-	case k < 90:
+	case k < 88:
+		f.rekey(name)
+	case k < 89:
+		f.reencrypt(name)
+	case k < 91:
 		must(t, v.Checkpoint(ctx0))
 	case k < 93:
 		must(t, v.CompactAll(ctx0))
@@ -251,6 +255,29 @@ func (f *family) flatten(name string, r *relative) {
 	}
 	must(f.t, err)
 	r.clone, r.early = false, false
+}
+
+func (f *family) rekey(name string) {
+	secrets := []crypt.Secret{secret(f.t), otherSecret(f.t)}
+	r, err := f.s.Rekey(ctx0, name, volume.RekeyOptions{Secrets: secrets[f.rng.IntN(2):][:1]})
+	must(f.t, err)
+	if r.Old == r.New || slices.Contains(r.Shared, name) {
+		f.t.Errorf("rekeyed: %+v", r)
+	}
+}
+
+func (f *family) reencrypt(name string) {
+	r, err := f.s.Reencrypt(ctx0, name, volume.ReencryptOptions{})
+	must(f.t, err)
+	v, err := f.s.Volume(name)
+	must(f.t, err)
+	keys := v.DataKeys()
+	if want := 1 + len(r.Held); len(keys) > want || r.Unreadable != 0 { // the one that is written under may not be counted
+		f.t.Errorf("%s has %d data keys, %d of them held: %+v", name, len(keys), len(r.Held), r)
+	}
+	if len(f.m[name].names) == 0 && len(r.Held) > 0 && !f.m[name].clone {
+		f.t.Logf("%s: held without snapshots: %+v", name, r.Held)
+	}
 }
 
 // diff checks that what is said not to differ does not.

@@ -98,6 +98,12 @@ func (s *Store) mayFlatten(v *Volume) error {
 // eachForeign calls fn with runs of blocks, of at most flattenChunk, that belong
 // to other volumes.
 func (v *Volume) eachForeign(ctx context.Context, fn func(first layout.BlockNo, n int) error) error {
+	return v.eachPicked(ctx, func(ref *layout.BlockRef) (bool, error) { return ref.Owner != v.id, nil }, fn)
+}
+
+// eachPicked calls fn with runs of blocks, of at most flattenChunk, that pick
+// chooses by where the map has them. After an error of pick it stops.
+func (v *Volume) eachPicked(ctx context.Context, pick func(*layout.BlockRef) (bool, error), fn func(first layout.BlockNo, n int) error) error {
 	const most = 1024
 	type run struct {
 		first layout.BlockNo
@@ -110,8 +116,17 @@ func (v *Volume) eachForeign(ctx context.Context, fn func(first layout.BlockNo, 
 		root, gen := v.root, v.gen
 		v.mu.RUnlock()
 		next := end
+		var pickErr error
 		err := v.store.tree.Walk(root, from, end, func(start layout.BlockNo, n uint64, kind layout.Kind, ref *layout.BlockRef) bool {
-			if kind != layout.Data || ref.Owner == v.id {
+			if kind != layout.Data {
+				return true
+			}
+			picked, err := pick(ref)
+			if err != nil {
+				pickErr = err
+				return false
+			}
+			if !picked {
 				return true
 			}
 			if last := len(runs) - 1; last >= 0 && runs[last].n < flattenChunk && runs[last].first+layout.BlockNo(runs[last].n) == start {
@@ -125,6 +140,9 @@ func (v *Volume) eachForeign(ctx context.Context, fn func(first layout.BlockNo, 
 			runs = append(runs, run{start, 1})
 			return true
 		})
+		if err == nil {
+			err = pickErr
+		}
 		if err != nil {
 			v.mu.RLock()
 			moved, closed := v.gen != gen, v.closed

@@ -418,15 +418,21 @@ func (l *logger) ready() error {
 	v.overlay.segment(l.w.Current(), l.w.Class(), l.w.Tail().Seq, l.w.Tail().End)
 	v.current = l.w.Current()
 	v.mu.Unlock()
-	// The log goes on in this session's segment now, not in the one that was
-	// named.
-	if v.named != 0 {
-		if err := v.files.Retire(v.named, 0, false); err != nil {
-			v.log.Warn("space of the log stays allocated", "volume", v.Name(), "err", err)
-		}
-		v.named = 0
-	}
+	l.dropNamed()
 	return l.prepare()
+}
+
+// dropNamed removes the segment that the last session's last record names: the log
+// goes on in one of this session's.
+func (l *logger) dropNamed() {
+	v := l.v
+	if v.named == 0 {
+		return
+	}
+	if err := v.files.Retire(v.named, 0, false); err != nil {
+		v.log.Warn("space of the log stays allocated", "volume", v.Name(), "err", err)
+	}
+	v.named = 0
 }
 
 // prepare makes the segment that the log moves to next. That there is no space

@@ -28,6 +28,7 @@ type overlay struct {
 	extents map[layout.ExtentID]layout.ExtentRecord
 	segs    map[layout.SegmentNo]*segmentUse
 	deletes []layout.Seq // snapshots
+	sealed  uint64       // bytes of the extents
 }
 
 const (
@@ -238,6 +239,7 @@ func (o *overlay) segment(no layout.SegmentNo, class uint8, seq layout.Seq, used
 func (o *overlay) add(id layout.ExtentID, rec layout.ExtentRecord, class uint8, homes []uint64, tags []layout.Tag) error {
 	u := o.segment(rec.Segment, class, id.Birth(), rec.Offset+uint32(rec.Blocks))
 	o.extents[id] = rec
+	o.sealed += uint64(rec.Blocks) * blockSize
 	for i := range homes {
 		at := rec.Offset + uint32(i)
 		u.live[at/8] |= 1 << (at % 8)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"strings"
 
 	"github.com/fsximg/fsx/pkg/crypt"
@@ -103,13 +102,16 @@ func (s *Store) rollBackTo(ctx context.Context, v, w *Volume, info SnapshotInfo,
 		return newer, err
 	}
 	n := newVolume{
-		name: v.Name(), origin: originOf(w, snap), continues: true, mode: crypt.Mode(v.headNow().Mode),
+		name: v.Name(), origin: originOf(w, snap), continues: true, ephemeral: v.headNow().Ephemeral, mode: crypt.Mode(v.headNow().Mode),
 		vk: s.keyOf(v.headNow().VolumeKey), replaces: v.id,
 	}
-	if n.bag, err = v.bag.Clone(math.MaxUint32); err != nil {
+	// What the volume was has had data keys taken away since, perhaps, that this
+	// snapshot needs: the bag that it is read with has them.
+	if n.bag, err = w.bag.Clone(snap.Keys); err != nil {
 		return nil, err
 	}
 	defer n.bag.Wipe()
+	n.bag.Reserve(v.bag.Next())
 	if err := addWriteKey(n.bag, n.mode); err != nil {
 		return nil, err
 	}

@@ -64,9 +64,10 @@ func snapshotOf(op *layout.Op, seq layout.Seq, size int64) *layout.Snapshot {
 // Volume.controls until what it changes can be seen, so that the next one is
 // checked against it.
 type control struct {
-	op   layout.Op
-	size int64      // of the volume from now on, if it is resized: there is no op then
-	done chan error // takes one; nil says that it is durable
+	op    layout.Op
+	size  int64      // of the volume from now on, if it is resized: there is no op then
+	pause *pause     // the log stands still: there is no op then
+	done  chan error // takes one; nil says that it is durable
 }
 
 // answerLocked tells the oldest control how it ended.
@@ -90,6 +91,12 @@ const controlRoom = 16
 // from being made is told to the one who asked for it.
 func (l *logger) control() error {
 	v := l.v
+	v.mu.RLock()
+	pause := v.controls[0].pause
+	v.mu.RUnlock()
+	if pause != nil {
+		return l.pause(pause)
+	}
 	if err := l.ready(); err != nil {
 		return err
 	}

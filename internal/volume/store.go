@@ -40,6 +40,9 @@ var (
 	ErrNotFound = errors.New("no such volume")
 	// ErrKeyMissing says that a volume's key, or a data key, is not open.
 	ErrKeyMissing = errors.New("key is missing")
+	// ErrLost says that a volume's key was ephemeral, and is gone: the volume can
+	// only be deleted.
+	ErrLost = errors.New("its ephemeral key is gone, and all that it wrote")
 	// ErrWrongKey says that none of the secrets opens any slot.
 	ErrWrongKey = crypt.ErrWrongKey
 	// ErrDamaged says that something in the store is missing or altered.
@@ -447,9 +450,9 @@ func (s *Store) recovered() bool {
 	if s.opt.ReadOnly {
 		return false
 	}
-	for id := range s.heads {
-		if s.volumes[id] == nil && s.hasLog(id) {
-			return false
+	for id, h := range s.heads {
+		if s.volumes[id] == nil && !h.Ephemeral && s.hasLog(id) {
+			return false // of one whose key went, nothing is ever recovered
 		}
 	}
 	return true

@@ -143,6 +143,8 @@ func (s *Store) volumeByID(id layout.VolumeID) (*Volume, error) {
 		return v, nil
 	case head.Volume == 0 || fate == layout.Going:
 		return nil, ErrNotFound
+	case vk == nil && head.Ephemeral:
+		return nil, fmt.Errorf("%w: %w", ErrLost, ErrKeyMissing)
 	case vk == nil:
 		return nil, fmt.Errorf("volume key %s: %w", head.VolumeKey, ErrKeyMissing)
 	}

@@ -95,6 +95,13 @@ func (b *Bag) Next() uint32 {
 	return b.next
 }
 
+// Reserve has the next key get a number not below next.
+func (b *Bag) Reserve(next uint32) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.next = max(b.next, next)
+}
+
 // Clone copies the bag with those of its keys that have a number below limit.
 // They keep their numbers and marks. The error is ErrWiped.
 func (b *Bag) Clone(limit uint32) (*Bag, error) {
@@ -119,7 +126,7 @@ func (b *Bag) Clone(limit uint32) (*Bag, error) {
 }
 
 // Adopt adds the keys that only other has, with their numbers, and takes over
-// which one is written under. other is a later state of a clone of this bag. The
+// which one is written under and how much was. other is a later state of a clone of this bag. The
 // error is ErrWiped.
 func (b *Bag) Adopt(other *Bag) error {
 	next, err := other.Clone(math.MaxUint32)
@@ -141,7 +148,7 @@ func (b *Bag) Adopt(other *Bag) error {
 			b.keys = append(b.keys, bagKey{key: own, number: k.number})
 			b.index[k.key.id] = at
 		}
-		b.keys[at].writable = k.writable
+		b.keys[at].writable, b.keys[at].bytes = k.writable, k.bytes
 	}
 	b.next = max(b.next, next.next)
 	return nil

@@ -4,9 +4,10 @@ import "time"
 
 const (
 	headMagic    = "FSXHEAD0"
-	headFixed    = 404
+	headFixed    = 412
 	headFlagDone = 1 << 0
 	headFlagGoOn = 1 << 1
+	headFlagLent = 1 << 2
 
 	// MaxName is the longest name of a volume or snapshot, in bytes.
 	MaxName = 63
@@ -59,7 +60,8 @@ type Position struct {
 //	  0  magic "FSXHEAD0"
 //	  8  store UUID, 16;  24 volume UUID, 16;  40 volume be32
 //	 44  flags be32 (bit 0: clean, the log ends exactly at the position;
-//	     bit 1: continues, the parent's history is the volume's own)
+//	     bit 1: continues, the parent's history is the volume's own;
+//	     bit 2: ephemeral, its volume key has no slot)
 //	 48  epoch be64: grows with every head
 //	 56  size be64;  64 smallest size ever, be64;  72 created be64, seconds
 //	 80  log position: segment be64, block be32, end be32, seq be64, MAC 32
@@ -74,13 +76,15 @@ type Position struct {
 //	360  digest of the superblock, 32
 //	392  map epoch be64: the greatest sequence a snapshot ever had
 //	400  mode for new extents, u8;  401 zeros, 2;  403 name length, u8
-//	404  name
+//	404  sealed be64: bytes under the data key for writing that its bag does not count
+//	412  name
 //	 -32 MAC: HMAC-SHA-256 over all before it
 type Head struct {
 	Store, UUID    UUID
 	Volume         VolumeID
 	Clean          bool
 	Continues      bool // a rollback made it: snapshots of the parent up to ParentSnapshot are its own
+	Ephemeral      bool // its volume key is in no slot, and goes with the process that made it
 	Epoch          uint64
 	Size, MinSize  uint64
 	Created        time.Time
@@ -99,6 +103,7 @@ type Head struct {
 	Superblock     Hash
 	MapEpoch       Seq
 	Mode           uint8
+	Sealed         uint64 // bytes under the data key that is written under, on top of what the bag counts; advisory
 	Name           string
 }
 
@@ -114,6 +119,9 @@ func (h *Head) Encode(sign Signer) []byte {
 	}
 	if h.Continues {
 		flags |= headFlagGoOn
+	}
+	if h.Ephemeral {
+		flags |= headFlagLent
 	}
 	b = be.AppendUint32(b, flags)
 	for _, v := range []uint64{h.Epoch, h.Size, h.MinSize, uint64(h.Created.Unix()), uint64(h.Log.Segment)} {
@@ -134,6 +142,7 @@ func (h *Head) Encode(sign Signer) []byte {
 	b = append(append(append(b, h.BagDigest[:]...), h.SlotsDigest[:]...), h.Superblock[:]...)
 	b = be.AppendUint64(b, uint64(h.MapEpoch))
 	b = append(b, h.Mode, 0, 0, byte(len(h.Name)))
+	b = be.AppendUint64(b, h.Sealed)
 	b = append(b, h.Name...)
 	mac := sign(b)
 	return append(b, mac[:]...)
@@ -152,7 +161,7 @@ func DecodeHead(b []byte, sign Signer) (*Head, error) {
 	c := newCursor(body[8:])
 	h := &Head{Store: UUID(c.take(16)), UUID: UUID(c.take(16)), Volume: VolumeID(c.u32())}
 	flags := c.u32()
-	h.Clean, h.Continues = flags&headFlagDone != 0, flags&headFlagGoOn != 0
+	h.Clean, h.Continues, h.Ephemeral = flags&headFlagDone != 0, flags&headFlagGoOn != 0, flags&headFlagLent != 0
 	h.Epoch, h.Size, h.MinSize = c.u64(), c.u64(), c.u64()
 	h.Created = time.Unix(int64(c.u64()), 0).UTC()
 	h.Log = Position{Segment: SegmentNo(c.u64()), Block: c.u32(), End: c.u32(), Seq: Seq(c.u64()), MAC: MAC(c.take(32))}
@@ -167,11 +176,12 @@ func DecodeHead(b []byte, sign Signer) (*Head, error) {
 	h.Mode = c.u8()
 	c.zero(2)
 	n := int(c.u8())
+	h.Sealed = c.u64()
 	if n > len(c.b) {
 		return nil, corrupt("head", "name too long")
 	}
 	h.Name = string(c.take(n))
-	if !c.done() || flags&^(headFlagDone|headFlagGoOn) != 0 || !ValidName(h.Name) || h.Size > MaxVolumeSize || h.Size%SectorSize != 0 || h.MinSize > h.Size ||
+	if !c.done() || flags&^(headFlagDone|headFlagGoOn|headFlagLent) != 0 || !ValidName(h.Name) || h.Size > MaxVolumeSize || h.Size%SectorSize != 0 || h.MinSize > h.Size ||
 		h.NewestSnapshot > h.MapEpoch || (h.NewestSnapshot == 0) != (h.Snapshots == 0) ||
 		(h.Parent == 0) != (h.ParentSnapshot == 0) || h.Continues && h.Parent == 0 {
 		return nil, corrupt("head", "field out of range")

@@ -67,7 +67,7 @@ func head() *layout.Head {
 		Volume: 3, Clean: true, Epoch: 99, Size: 1 << 40, MinSize: 512, Created: time.Unix(1_700_000_000, 0).UTC(),
 		Log: layout.Position{Segment: 5, Block: 6, End: 7, Seq: 8}, NextSegment: 12,
 		Root: layout.Root{Kind: layout.Data, Height: 4, Owner: 3, Gen: 17}, NewestSnapshot: 6, Snapshots: 2, MapEpoch: 7,
-		Parent: 2, ParentSnapshot: 40, Mode: 0x81, Name: "main",
+		Parent: 2, ParentSnapshot: 40, Mode: 0x81, Sealed: 1 << 50, Ephemeral: true, Name: "main",
 	}
 	for i, p := range [][]byte{h.Store[:], h.UUID[:], h.Log.MAC[:], h.Root.Hash[:], h.SnapshotDigest[:], h.ParentHash[:], h.VolumeKey[:], h.BagDigest[:], h.SlotsDigest[:], h.Superblock[:]} {
 		for j := range p {

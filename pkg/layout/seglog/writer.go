@@ -18,6 +18,10 @@ var ErrPoisoned = errors.New("log failed earlier")
 // that the last record always fits.
 const switchBelow = 4
 
+// RecordRoom is what a session's first segment must have, in blocks, beyond its
+// data: its first record, that of the data, and a rest that can only be left.
+const RecordRoom = 2 + switchBelow
+
 // Writer appends commits to a volume's log. One goroutine owns it.
 //
 // Data of the open commit may be written ahead; its record is written behind
