@@ -140,13 +140,9 @@ func (s *comparands) open(ctx context.Context, name string) (convert.Source, err
 	}
 	st, err := s.store(ctx, ref.Store)
 	if err != nil {
-		return nil, err
+		return dialImage(ctx, s.env, s.c, ref, err)
 	}
-	v, err := openDevice(st, ref)
-	if err != nil {
-		return nil, err
-	}
-	return convert.FromDevice(v), nil
+	return sourceIn(st, ref)
 }
 
 func (s *comparands) store(ctx context.Context, path string) (*volume.Store, error) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"github.com/fsximg/fsx/internal/cliutil"
+	"github.com/fsximg/fsx/internal/control"
 	"github.com/fsximg/fsx/internal/volume"
 	"github.com/urfave/cli/v2"
 )
@@ -48,6 +49,9 @@ func runCopy(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) 
 		how = forWriting
 	}
 	st, err := env.OpenStore(path, how)
+	if errors.Is(err, volume.ErrBusy) {
+		return copyBusy(ctx, path, err)
+	}
 	if err != nil {
 		return err
 	}
@@ -73,4 +77,15 @@ func runCopy(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) 
 		return env.PrintJSON(copyResult{cliutil.NewHeader("fsximg.copy"), path, dst, o.NewUUID})
 	}
 	return nil
+}
+
+// copyBusy says what to do about a store that something has: no part of its index
+// can be copied while a server changes it.
+func copyBusy(ctx context.Context, path string, err error) error {
+	server, dialErr := control.Dial(ctx, path)
+	if dialErr != nil {
+		return err
+	}
+	server.Close()
+	return cliutil.ReplaceHint(err, "stop the server to copy the store, or copy volumes: fsximg export %s:VOLUME reads through it", path)
 }

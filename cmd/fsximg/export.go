@@ -8,7 +8,6 @@ import (
 
 	"github.com/fsximg/fsx/internal/cliutil"
 	"github.com/fsximg/fsx/internal/convert"
-	"github.com/fsximg/fsx/internal/volume"
 	"github.com/urfave/cli/v2"
 )
 
@@ -16,7 +15,7 @@ func exportCommand() *cli.Command {
 	return &cli.Command{
 		Name: "export", Usage: "copy a volume, decrypted, to a file, a device or stdout", ArgsUsage: "STORE[:VOLUME][@SNAPSHOT] DST",
 		Description: "DST is a new file (mode 0600, sparse), - (stdout), a block device or an NBD URI.\n" +
-			"What is written there is not encrypted.",
+			"What is written there is not encrypted. A served store is read through its server.",
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "format", Value: string(convert.Raw), Usage: "`FORMAT` of DST: raw or qcow2"},
 			&cli.BoolFlag{Name: "force", Usage: "overwrite what exists"},
@@ -44,21 +43,18 @@ func runExport(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error
 	if err := checkDestination(c, dst, format); err != nil {
 		return err
 	}
-	st, err := openUnlocked(ctx, env, c, ref.Store, forReading)
+	img, err := openImage(ctx, env, c, ref)
 	if err != nil {
 		return err
 	}
-	defer closeStore(st, &err)
-	v, err := openDevice(st, ref)
-	if err != nil {
-		return err
-	}
-	sink, err := openSink(ctx, env, c, dst, format, v.Size())
+	defer img.close(&err)
+	size := img.Size()
+	sink, err := openSink(ctx, env, c, dst, format, size)
 	if err != nil {
 		return hintSource(dst, err)
 	}
-	p := env.NewProgress("export", v.Size())
-	err = convert.Export(ctx, convert.FromDevice(v), sink, p.Add)
+	p := env.NewProgress("export", size)
+	err = convert.Export(ctx, img, sink, p.Add)
 	p.Stop()
 	if err != nil {
 		return err
@@ -66,9 +62,9 @@ func runExport(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error
 	if dst == "-" {
 		return nil
 	}
-	env.Say("%s: %s of %s, not encrypted", dst, cliutil.FormatSize(v.Size()), describeDevice(v))
+	env.Say("%s: %s of %s, not encrypted", dst, cliutil.FormatSize(size), img.describe())
 	if c.Bool("json") {
-		return env.PrintJSON(exportResult{cliutil.NewHeader("fsximg.export"), ref.Store, v.Name(), v.Size(), dst, string(format)})
+		return env.PrintJSON(exportResult{cliutil.NewHeader("fsximg.export"), ref.Store, img.name(), size, dst, string(format)})
 	}
 	return nil
 }
@@ -127,11 +123,4 @@ func openSink(ctx context.Context, env *cliutil.Env, c *cli.Context, dst string,
 		return convert.ToQcow2(ctx, dst, size, err == nil)
 	}
 	return convert.ToFile(dst, size, err == nil)
-}
-
-func describeDevice(d device) string {
-	if _, ok := d.(*volume.Snapshot); ok {
-		return "snapshot " + d.Name()
-	}
-	return "volume " + d.Name()
 }

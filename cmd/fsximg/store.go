@@ -8,7 +8,6 @@ import (
 
 	"github.com/fsximg/fsx/internal/cliutil"
 	"github.com/fsximg/fsx/internal/control"
-	"github.com/fsximg/fsx/internal/convert"
 	"github.com/fsximg/fsx/internal/volume"
 	"github.com/urfave/cli/v2"
 )
@@ -56,15 +55,25 @@ func openOperations(ctx context.Context, env *cliutil.Env, c *cli.Context, path 
 	if err == nil {
 		return control.NewLocal(st, nil), nil
 	}
-	if !errors.Is(err, volume.ErrBusy) {
+	client, err := dialServer(ctx, env, c, path, err)
+	if err != nil {
 		return nil, err
 	}
-	client, dialErr := control.Dial(ctx, path)
-	if control.NoServer(dialErr) {
-		return nil, err
+	return client, nil
+}
+
+// dialServer finds the server of a store that could not be opened, for the reason
+// given; that is the error if there is none.
+func dialServer(ctx context.Context, env *cliutil.Env, c *cli.Context, path string, reason error) (*control.Client, error) {
+	if !errors.Is(reason, volume.ErrBusy) {
+		return nil, reason
 	}
-	if dialErr != nil {
-		return nil, dialErr
+	client, err := control.Dial(ctx, path)
+	if control.NoServer(err) {
+		return nil, reason
+	}
+	if err != nil {
+		return nil, err
 	}
 	server := client.Server()
 	env.Log.Info("the store is served: its server does this", "program", server.Program, "pid", server.PID)
@@ -104,21 +113,6 @@ func closeOperations(o control.Operations, err *error) {
 	if closeErr := o.Close(); *err == nil {
 		*err = closeErr
 	}
-}
-
-// device is a volume or a snapshot.
-type device interface {
-	convert.Device
-	Name() string
-}
-
-// openDevice opens the volume or the snapshot that ref names.
-func openDevice(st *volume.Store, ref cliutil.Ref) (device, error) {
-	v, err := openVolume(st, ref)
-	if err != nil || ref.Snapshot == "" {
-		return v, err
-	}
-	return v.Snapshot(ref.Snapshot)
 }
 
 // openVolume opens the volume that ref names, or that has the snapshot.

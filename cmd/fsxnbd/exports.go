@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -211,14 +212,35 @@ func (x *exports) checkStore(env *cliutil.Env, s *served, all bool) (opened int,
 	return opened, first
 }
 
+// uri is where a volume of a store, or a snapshot of it, can be read behind a
+// listener. It opens what is named, so that the error is that of a command which
+// has the store itself.
+func (x *exports) uri(l net.Listener, s *served, vol, snap string) (string, error) {
+	export := vol
+	if snap != "" {
+		export += "@" + snap
+	}
+	if _, err := s.open(export); err != nil {
+		return "", err
+	}
+	name := x.name(s, export)
+	if !x.allowed(name) {
+		return "", cliutil.WithHint(cliutil.Errorf(cliutil.ErrInUse, "the store is served, and its server does not export %s", name),
+			"the server was started with --export for others; add --export %s, or stop it", name)
+	}
+	return uri(l, name), nil
+}
+
 // control makes the control sockets of the stores. Where there can be none, on a
 // file system without sockets or one that cannot be written, commands find the
-// store busy, which is said. end removes them, and waits for what is under way.
-func (x *exports) control(env *cliutil.Env, version string) (end func() error) {
+// store busy, which is said. What is exported is read behind the listener l. end removes the
+// sockets, and waits for what is under way.
+func (x *exports) control(env *cliutil.Env, version string, l net.Listener) (end func() error) {
 	var servers []*control.Server
 	for _, s := range x.stores {
 		srv, err := control.Serve(control.Config{
 			Path: s.st.Path(), UUID: s.st.UUID().String(), Operations: control.NewLocal(s.st, s.use.claim),
+			URI:     func(vol, snap string) (string, error) { return x.uri(l, s, vol, snap) },
 			Program: env.Program, Version: version, Log: x.log,
 		})
 		if err != nil {

@@ -79,7 +79,7 @@ func runServe(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 	if err != nil {
 		return err
 	}
-	endControl := x.control(env, c.App.Version)
+	endControl := x.control(env, c.App.Version, listeners[0])
 	err = serve(ctx, env, c, x, listeners)
 	if endErr := endControl(); err == nil {
 		err = endErr

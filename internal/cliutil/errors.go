@@ -87,6 +87,15 @@ func WithHint(err error, format string, args ...any) error {
 	return &hinted{err, hint}
 }
 
+// ReplaceHint is WithHint where another hint is known to be of more use than the
+// one that may be there.
+func ReplaceHint(err error, format string, args ...any) error {
+	if err == nil {
+		return nil
+	}
+	return &hinted{err, fmt.Sprintf(format, args...)}
+}
+
 func hintOf(err error) string {
 	var h interface{ Hint() string }
 	if errors.As(err, &h) {

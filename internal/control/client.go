@@ -150,6 +150,14 @@ func (c *Client) lost(ctx context.Context, err error) error {
 // Server describes the server.
 func (c *Client) Server() Hello { return c.hello }
 
+// URI is the NBD URI at which the server exports a volume, or with snapshot not
+// empty that. The error is cliutil.ErrInUse when the server does not export it.
+func (c *Client) URI(ctx context.Context, volume, snapshot string) (string, error) {
+	var r uriResult
+	err := c.call(ctx, "uri", deviceRequest{volume, snapshot}, &r, nil, nil)
+	return r.URI, err
+}
+
 // Close implements Operations.
 func (c *Client) Close() error {
 	c.http.CloseIdleConnections()
@@ -164,7 +172,7 @@ func (c *Client) Info(ctx context.Context) (i Info, err error) {
 
 // Map implements Operations.
 func (c *Client) Map(ctx context.Context, volume, snapshot string, fn func(Run) error) error {
-	return c.call(ctx, "map", mapRequest{volume, snapshot}, nil, nil, each(fn))
+	return c.call(ctx, "map", deviceRequest{volume, snapshot}, nil, nil, each(fn))
 }
 
 // Diff implements Operations.

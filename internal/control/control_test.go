@@ -210,6 +210,34 @@ func TestErrorsTravel(t *testing.T) {
 	}
 }
 
+// TestURI asks where a volume can be read: the answer and the error are the
+// server's, and one that exports nothing says so.
+func TestURI(t *testing.T) {
+	_, path := newStore(t)
+	c := config(path, &stub{})
+	c.URI = func(volume, snapshot string) (string, error) {
+		if volume != "main" {
+			return "", cliutil.WithHint(cliutil.Errorf(cliutil.ErrInUse, "not exported"), "export it")
+		}
+		return "nbd+unix:///" + volume + "@" + snapshot, nil
+	}
+	s := serve(t, c)
+	client := dial(t, path)
+	if uri, err := client.URI(t.Context(), "main", "one"); err != nil || uri != "nbd+unix:///main@one" {
+		t.Errorf("%q, %v", uri, err)
+	}
+	if _, err := client.URI(t.Context(), "other", ""); !errors.Is(err, cliutil.ErrInUse) || cliutil.HintOf(err) != "export it" {
+		t.Errorf("got %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	serve(t, config(path, &stub{}))
+	if _, err := dial(t, path).URI(t.Context(), "main", ""); !errors.Is(err, cliutil.ErrInUse) {
+		t.Errorf("a server that exports nothing: %v", err)
+	}
+}
+
 // TestManyItems has more than fit into memory, and a failure after all of them:
 // then none is seen.
 func TestManyItems(t *testing.T) {

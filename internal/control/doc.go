@@ -18,5 +18,6 @@
 //
 // An answer without a last line is one that the server did not live to finish. A
 // client that closes its connection cancels the operation. The v1 in the path is
-// the protocol's version; hello tells it, and the server's own.
+// the protocol's version; hello tells it, and the server's own. The operation uri
+// tells where a volume or a snapshot can be read by NBD.
 package control

@@ -12,8 +12,9 @@ import (
 
 // The parameters of the operations; CloneRequest and VolumeRequest are others.
 type (
-	noRequest  struct{}
-	mapRequest struct {
+	noRequest struct{}
+	// deviceRequest names a volume, or a snapshot of it.
+	deviceRequest struct {
 		Volume   string `json:"volume"`
 		Snapshot string `json:"snapshot,omitempty"`
 	}
@@ -46,6 +47,9 @@ type (
 	rollbackResult struct {
 		Deleted []string `json:"deleted"`
 	}
+	uriResult struct {
+		URI string `json:"uri"`
+	}
 	empty struct{}
 )
 
@@ -72,7 +76,7 @@ func operation[Request any](do func(ctx context.Context, o Operations, q Request
 // operations are all of them, by path behind /v1/.
 var operations = map[string]serverOperation{
 	"info": operation(func(ctx context.Context, o Operations, _ noRequest, _ *reply) (any, error) { return o.Info(ctx) }),
-	"map": operation(func(ctx context.Context, o Operations, q mapRequest, r *reply) (any, error) {
+	"map": operation(func(ctx context.Context, o Operations, q deviceRequest, r *reply) (any, error) {
 		return nil, o.Map(ctx, q.Volume, q.Snapshot, func(run Run) error { return r.item(run) })
 	}),
 	"diff": operation(func(ctx context.Context, o Operations, q diffRequest, r *reply) (any, error) {

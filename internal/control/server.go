@@ -25,6 +25,10 @@ type Config struct {
 	UUID string
 	// Operations are carried out.
 	Operations Operations
+	// URI is the NBD URI of a volume's export, or of a snapshot's, for clients on
+	// this machine. Its error is cliutil.ErrInUse if that is not exported; nil is
+	// for a store of which nothing is.
+	URI func(volume, snapshot string) (string, error)
 	// Program and Version name this process.
 	Program, Version string
 	// Log takes what is asked for (info) and who is refused (warn); nil
@@ -139,12 +143,29 @@ func (s *Server) do(ctx context.Context, w http.ResponseWriter, q *http.Request,
 	if err != nil {
 		return nil, cliutil.UsageErrorf("request: %s", err)
 	}
-	if name == "hello" {
+	switch name {
+	case "hello":
 		return Hello{Protocol, s.cfg.Program, s.cfg.Version, os.Getpid(), s.cfg.UUID}, nil
+	case "uri":
+		return s.uri(body)
 	}
 	do := operations[name]
 	if do == nil {
 		return nil, cliutil.Errorf(ErrProtocol, "this server (%s %s) does not know the operation %q", s.cfg.Program, s.cfg.Version, name)
 	}
 	return do(ctx, s.cfg.Operations, body, r)
+}
+
+// uri carries out the operation that the server itself answers: where a volume or
+// a snapshot can be read.
+func (s *Server) uri(body []byte) (any, error) {
+	var q deviceRequest
+	if err := parse(body, &q); err != nil {
+		return nil, err
+	}
+	if s.cfg.URI == nil {
+		return nil, cliutil.Errorf(cliutil.ErrInUse, "%s exports nothing of this store", s.cfg.Program)
+	}
+	uri, err := s.cfg.URI(q.Volume, q.Snapshot)
+	return uriResult{uri}, err
 }
