@@ -235,31 +235,3 @@ func runClone(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 	what := "cloned from " + ref.VolumeOrDefault() + "@" + ref.Snapshot
 	return reportVolume(ctx, env, c, o, "fsximg.clone", cliutil.Ref{Store: ref.Store, Volume: name}, keys, what)
 }
-
-func flattenCommand() *cli.Command {
-	return &cli.Command{
-		Name: "flatten", Usage: "copy what a clone shares into itself", ArgsUsage: "STORE:VOLUME",
-		Description: "It then depends on no other volume. What was copied stays when it is interrupted.",
-		Flags:       flags([]cli.Flag{cliutil.JSONFlag()}, cliutil.OpenKeyFlags()),
-		Action:      cliutil.Action(1, 1, cliutil.FirstArg, runFlatten),
-	}
-}
-
-func runFlatten(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) {
-	ref, err := volumeRef(c, true)
-	if err != nil {
-		return err
-	}
-	o, err := openOperations(ctx, env, c, ref.Store, forWriting, keysNeeded)
-	if err != nil {
-		return err
-	}
-	defer closeOperations(o, &err)
-	p := env.NewProgress("flatten", 0)
-	err = o.Flatten(ctx, ref.Volume, p.Set)
-	p.Stop()
-	if err != nil {
-		return err
-	}
-	return reportVolume(ctx, env, c, o, "fsximg.flatten", ref, nil, "depends on no other now")
-}

@@ -41,7 +41,7 @@ func ExitCode(err error) int {
 			crypt.ErrKeyFileSize, crypt.ErrEmptyPassphrase, crypt.ErrLongPassphrase}},
 		{ExitNotFound, []error{ErrNotFound, volume.ErrNotStore, volume.ErrNotFound, volume.ErrNoSnapshot}},
 		{ExitKey, []error{ErrNoSecret, crypt.ErrWrongKey, crypt.ErrRecoveryKey, volume.ErrKeyMissing}},
-		{ExitBusy, []error{ErrInUse, volume.ErrBusy, volume.ErrNewerSnapshots}},
+		{ExitBusy, []error{ErrInUse, volume.ErrBusy, volume.ErrNewerSnapshots, volume.ErrSharedBySnapshots}},
 		{ExitRepaired, []error{ErrRepaired}},
 		{ExitDamaged, []error{ErrDamaged, volume.ErrDamaged}},
 	} {
