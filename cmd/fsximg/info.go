@@ -58,6 +58,17 @@ func printInfo(w io.Writer, r infoResult) error {
 	for _, v := range r.Volumes {
 		fmt.Fprintf(t, "\nvolume\t%s\n  size\t%s\n  used\t%s\n  on disk\t%s\n  cipher\t%s\n  volume key\t%s\n", v.Name,
 			cliutil.FormatSize(v.Size), cliutil.FormatSize(v.Used), cliutil.FormatSize(v.Allocated), v.Cipher, v.VolumeKey)
+		switch {
+		case v.Lost:
+			fmt.Fprintf(t, "  state\tlost: its ephemeral key is gone; it can only be deleted\n")
+		case v.Ephemeral:
+			fmt.Fprintf(t, "  state\tephemeral: its key goes with the server, and all that it wrote\n")
+		}
+		if r := v.Reencrypting; r != nil && r.Error != "" {
+			fmt.Fprintf(t, "  reencrypt\tfailed: %s\n", r.Error)
+		} else if r != nil {
+			fmt.Fprintf(t, "  reencrypt\t%s of %s\n", cliutil.FormatSize(r.Done), cliutil.FormatSize(r.Total))
+		}
 		if v.Parent != "" {
 			fmt.Fprintf(t, "  clone of\t%s@%s\n", v.Parent, v.ParentSnapshot)
 		}

@@ -29,6 +29,8 @@ func newApp() *cli.App {
 			volumeCommand(),
 			resizeCommand(),
 			flattenCommand(),
+			rekeyCommand(),
+			reencryptCommand(),
 			diffCommand(),
 			copyCommand(),
 			checkCommand(),

@@ -196,6 +196,7 @@ func cloneCommand() *cli.Command {
 		Flags: flags([]cli.Flag{
 			&cli.BoolFlag{Name: "no-chain", Usage: "with --new-…: give it none of its parent's data keys, so that what it has not written itself cannot be read"},
 			&cli.StringFlag{Name: "cipher", Usage: "`MODE`: aes-256-gcm, chacha20-poly1305 or aes-256-xts (default: its parent's)"},
+			&cli.BoolFlag{Name: "new-ephemeral-key", Usage: "of a served store: under a key that only its server has, in memory; what is written is gone with the volume or the server"},
 			cliutil.JSONFlag(),
 		}, cliutil.NewKeyFlags(), cliutil.OpenKeyFlags()),
 		Action: cliutil.Action(2, 2, cliutil.FirstArg, runClone),
@@ -216,7 +217,11 @@ func runClone(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 		return err
 	}
 	defer func() { keys.Done(err) }()
-	if c.Bool("no-chain") && len(keys.Secrets) == 0 {
+	ephemeral := c.Bool("new-ephemeral-key")
+	if ephemeral && keys.Any() {
+		return cliutil.UsageErrorf("--new-ephemeral-key is in no slot, and excludes the others of --new-…")
+	}
+	if c.Bool("no-chain") && !keys.Any() && !ephemeral {
 		return cliutil.UsageErrorf("--no-chain is for a clone with a volume key of its own: name one by --new-…")
 	}
 	o, err := openOperations(ctx, env, c, ref.Store, forWriting, keysNeeded)
@@ -226,7 +231,7 @@ func runClone(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 	defer closeOperations(o, &err)
 	err = o.Clone(ctx, control.CloneRequest{
 		Volume: ref.VolumeOrDefault(), Snapshot: ref.Snapshot, Name: name,
-		Secrets: keys.Secrets, NoChain: c.Bool("no-chain"), Cipher: c.String("cipher"),
+		Secrets: keys.Secrets, NoChain: c.Bool("no-chain"), Ephemeral: ephemeral, Cipher: c.String("cipher"),
 	})
 	if err != nil {
 		return err

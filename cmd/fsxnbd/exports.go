@@ -237,9 +237,12 @@ func (x *exports) uri(l net.Listener, s *served, vol, snap string) (string, erro
 // sockets, and waits for what is under way.
 func (x *exports) control(env *cliutil.Env, version string, l net.Listener) (end func() error) {
 	var servers []*control.Server
+	var locals []*control.Local
 	for _, s := range x.stores {
+		local := control.NewLocal(s.st, s.use.claim)
+		locals = append(locals, local)
 		srv, err := control.Serve(control.Config{
-			Path: s.st.Path(), UUID: s.st.UUID().String(), Operations: control.NewLocal(s.st, s.use.claim),
+			Path: s.st.Path(), UUID: s.st.UUID().String(), Operations: local,
 			URI:     func(vol, snap string) (string, error) { return x.uri(l, s, vol, snap) },
 			Program: env.Program, Version: version, Log: x.log,
 		})
@@ -252,6 +255,9 @@ func (x *exports) control(env *cliutil.Env, version string, l net.Listener) (end
 	return func() (errs error) {
 		for _, srv := range servers {
 			errs = errors.Join(errs, srv.Close())
+		}
+		for _, local := range locals {
+			local.EndJobs()
 		}
 		return errs
 	}

@@ -32,6 +32,15 @@ func ParseSize(s string) (int64, error) {
 	return n, nil
 }
 
+// ParseRate reads a number of bytes per second, with the suffixes of sizes.
+func ParseRate(s string) (int64, error) {
+	n, err := parseBytes(strings.TrimSuffix(s, "/s"))
+	if err == nil && n <= 0 {
+		err = UsageErrorf("%q is no rate", s)
+	}
+	return n, err
+}
+
 // parseBytes is ParseSize without the rules for volumes.
 func parseBytes(s string) (int64, error) {
 	num, mult := splitSuffix(s)

@@ -226,6 +226,18 @@ func (c *Client) Clone(ctx context.Context, r CloneRequest) error {
 	return c.call(ctx, "clone", r, nil, nil, nil)
 }
 
+// Rekey implements Operations.
+func (c *Client) Rekey(ctx context.Context, r RekeyRequest) (res Rekeyed, err error) {
+	err = c.call(ctx, "rekey", r, &res, nil, nil)
+	return res, err
+}
+
+// Reencrypt implements Operations.
+func (c *Client) Reencrypt(ctx context.Context, r ReencryptRequest, progress func(done, total int64)) (res Reencrypted, err error) {
+	err = c.call(ctx, "reencrypt", r, &res, progress, nil)
+	return res, err
+}
+
 // CreateVolume implements Operations.
 func (c *Client) CreateVolume(ctx context.Context, r VolumeRequest) error {
 	return c.call(ctx, "volume/create", r, nil, nil, nil)

@@ -29,7 +29,7 @@ func describeVolumes(volumes, all []volume.VolumeInfo) []Volume {
 	for _, v := range volumes {
 		d := Volume{
 			Name: v.Name, ID: v.ID.String(), UUID: v.UUID.String(), Size: v.Size, Used: v.Live, Alone: v.Alone, Allocated: v.Allocated,
-			Cipher: v.Mode.String(), VolumeKey: v.VolumeKey.String(), Created: v.Created.UTC(), Snapshots: []Snapshot{},
+			Cipher: v.Mode.String(), VolumeKey: v.VolumeKey.String(), Created: v.Created.UTC(), Snapshots: []Snapshot{}, Ephemeral: v.Ephemeral, Lost: v.Lost,
 		}
 		if v.Parent != 0 {
 			d.ParentID = v.Parent.String()

@@ -15,7 +15,8 @@ import (
 // keys that it has. It is safe for concurrent use.
 type Local struct {
 	st    *volume.Store
-	claim Claim
+	claim Claim // nil: the store is not served
+	jobs  jobs
 }
 
 var _ Operations = (*Local)(nil)
@@ -23,14 +24,23 @@ var _ Operations = (*Local)(nil)
 // NewLocal makes operations on a store. claim keeps the clients of a server away;
 // nil is for a store that is not served.
 func NewLocal(st *volume.Store, claim Claim) *Local {
-	if claim == nil {
-		claim = func(...Device) (func(), error) { return func() {}, nil }
-	}
-	return &Local{st, claim}
+	return &Local{st: st, claim: claim}
 }
+
+// take keeps clients away from devices until release is called.
+func (l *Local) take(devices ...Device) (release func(), err error) {
+	if l.claim == nil {
+		return func() {}, nil
+	}
+	return l.claim(devices...)
+}
+
+// EndJobs stops what goes on in the background, and waits for it.
+func (l *Local) EndJobs() { l.jobs.end() }
 
 // Close closes the store.
 func (l *Local) Close() error {
+	l.EndJobs()
 	if err := l.st.Close(); err != nil {
 		return fmt.Errorf("close store: %w", err)
 	}
@@ -44,9 +54,18 @@ func (l *Local) Info(context.Context) (Info, error) {
 		return Info{}, err
 	}
 	all := slices.Concat(info.Volumes, info.Hidden)
+	volumes := describeVolumes(info.Volumes, all)
+	for i := range volumes {
+		if done, total, err, ok := l.jobs.progress(volumes[i].Name); ok {
+			volumes[i].Reencrypting = &Reencrypting{Done: done, Total: total}
+			if err != nil {
+				volumes[i].Reencrypting.Error = err.Error()
+			}
+		}
+	}
 	return Info{
 		UUID: info.UUID.String(), FormatVersion: info.Version, Created: info.Created.UTC(), Allocated: info.Allocated,
-		NeedsReplay: needsReplay(info.Volumes), Slots: DescribeSlots(info.Slots), Volumes: describeVolumes(info.Volumes, all), Hidden: describeVolumes(info.Hidden, all),
+		NeedsReplay: needsReplay(info.Volumes), Slots: DescribeSlots(info.Slots), Volumes: volumes, Hidden: describeVolumes(info.Hidden, all),
 	}, nil
 }
 
@@ -149,7 +168,7 @@ func (l *Local) DeleteSnapshot(ctx context.Context, name, snapshot string) (Snap
 	if err != nil {
 		return Snapshot{}, err
 	}
-	release, err := l.claim(Device{name, snapshot})
+	release, err := l.take(Device{name, snapshot})
 	if err != nil {
 		return Snapshot{}, err
 	}
@@ -160,7 +179,7 @@ func (l *Local) DeleteSnapshot(ctx context.Context, name, snapshot string) (Snap
 // Rollback implements Operations. The volume is another afterwards, so that neither
 // it nor a snapshot of it may have clients.
 func (l *Local) Rollback(ctx context.Context, name, snapshot string, force bool) (deleted []string, err error) {
-	release, err := l.claim(Device{Volume: name}, Device{name, AllSnapshots})
+	release, err := l.take(Device{Volume: name}, Device{name, AllSnapshots})
 	if err != nil {
 		return nil, err
 	}
@@ -174,12 +193,15 @@ func (l *Local) Clone(ctx context.Context, c CloneRequest) error {
 	if err != nil {
 		return err
 	}
+	if c.Ephemeral && l.claim == nil {
+		return cliutil.WithHint(cliutil.UsageErrorf("an ephemeral key lives in a server's memory, and this store is not served"), "fsxnbd serve %s", l.st.Path())
+	}
 	secrets, wipe, err := secretsOf(c.Secrets)
 	if err != nil {
 		return err
 	}
 	defer wipe()
-	return l.st.Clone(ctx, c.Volume, c.Snapshot, c.Name, volume.CloneOptions{Secrets: secrets, NoChain: c.NoChain, Mode: mode})
+	return l.st.Clone(ctx, c.Volume, c.Snapshot, c.Name, volume.CloneOptions{Secrets: secrets, NoChain: c.NoChain, Ephemeral: c.Ephemeral, Mode: mode})
 }
 
 // CreateVolume implements Operations.
@@ -220,7 +242,7 @@ func secretsOf(l []cliutil.SlotSecret) (out []crypt.Secret, wipe func(), err err
 // DeleteVolume implements Operations. Neither the volume nor a snapshot of it may
 // have clients.
 func (l *Local) DeleteVolume(ctx context.Context, name string) error {
-	release, err := l.claim(Device{Volume: name}, Device{name, AllSnapshots})
+	release, err := l.take(Device{Volume: name}, Device{name, AllSnapshots})
 	if err != nil {
 		return err
 	}
@@ -231,7 +253,7 @@ func (l *Local) DeleteVolume(ctx context.Context, name string) error {
 // RenameVolume implements Operations. Clients would not find the volume again
 // when they reconnect, so there may be none.
 func (l *Local) RenameVolume(ctx context.Context, name, to string) error {
-	release, err := l.claim(Device{Volume: name}, Device{name, AllSnapshots})
+	release, err := l.take(Device{Volume: name}, Device{name, AllSnapshots})
 	if err != nil {
 		return err
 	}
@@ -242,7 +264,7 @@ func (l *Local) RenameVolume(ctx context.Context, name, to string) error {
 // Resize implements Operations. A volume that clients use does not shrink.
 func (l *Local) Resize(ctx context.Context, name string, size int64, shrink bool) error {
 	if shrink {
-		release, err := l.claim(Device{Volume: name})
+		release, err := l.take(Device{Volume: name})
 		if err != nil {
 			return err
 		}

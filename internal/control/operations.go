@@ -39,6 +39,11 @@ type Operations interface {
 	// Flatten copies what a clone shares into itself.
 	Flatten(ctx context.Context, volume string, progress func(done, total int64)) error
 
+	// Rekey gives a volume a new volume key and a new data key.
+	Rekey(ctx context.Context, r RekeyRequest) (Rekeyed, error)
+	// Reencrypt rewrites what a volume has under older data keys.
+	Reencrypt(ctx context.Context, r ReencryptRequest, progress func(done, total int64)) (Reencrypted, error)
+
 	// Close releases the store, or the connection to its server.
 	Close() error
 }
@@ -93,6 +98,19 @@ type Volume struct {
 	ParentID string `json:"parent_id,omitempty"`
 
 	Snapshots []Snapshot `json:"snapshots"` // oldest first
+
+	// Ephemeral says that its volume key is in no slot; Lost, that it is gone.
+	Ephemeral bool `json:"ephemeral"`
+	Lost      bool `json:"lost"`
+	// Reencrypting is what its server does in the background.
+	Reencrypting *Reencrypting `json:"reencrypting,omitempty"`
+}
+
+// Reencrypting is how far a rewriting in the background is.
+type Reencrypting struct {
+	Done  int64  `json:"done"` // bytes
+	Total int64  `json:"total"`
+	Error string `json:"error,omitempty"` // why it ended
 }
 
 // Snapshot is a snapshot of a volume.
@@ -163,7 +181,53 @@ type CloneRequest struct {
 	Name     string               `json:"name"`
 	Secrets  []cliutil.SlotSecret `json:"secrets,omitempty"` // slots of a volume key of its own; empty: its parent's
 	NoChain  bool                 `json:"no_chain,omitempty"`
+	// Ephemeral: under a volume key of its own that only the server has, in memory.
+	Ephemeral bool `json:"ephemeral,omitempty"`
 	Cipher   string               `json:"cipher,omitempty"` // empty: as its parent's
+}
+
+// RekeyRequest asks for a new volume key.
+type RekeyRequest struct {
+	Volume  string               `json:"volume"`
+	Secrets []cliutil.SlotSecret `json:"secrets"` // slots of the new volume key
+	Cipher  string               `json:"cipher,omitempty"`
+}
+
+// Rekeyed is what a rekeying did.
+type Rekeyed struct {
+	OldKey  string   `json:"old_volume_key"`
+	NewKey  string   `json:"new_volume_key"`
+	Removed []Slot   `json:"slots_removed"` // of the old key, if no other volume is under it
+	Shared  []string `json:"still_under_old_key"`
+}
+
+// ReencryptRequest asks for what is under older data keys to be rewritten.
+type ReencryptRequest struct {
+	Volume string `json:"volume"`
+	Rate   int64  `json:"rate,omitempty"` // bytes per second; 0: as fast as can be
+	// Background: the server goes on with it by itself, and the result is empty.
+	Background bool `json:"background,omitempty"`
+	// Stop ends what runs in the background; what was rewritten stays so.
+	Stop bool `json:"stop,omitempty"`
+}
+
+// Reencrypted is what a rewriting did.
+type Reencrypted struct {
+	Bytes      int64     `json:"bytes"` // rewritten
+	Removed    []DataKey `json:"keys_removed"`
+	Held       []DataKey `json:"keys_held"`  // older ones that something needs
+	Unreadable int64     `json:"unreadable"` // bytes whose data key is missing
+	Background bool      `json:"background"` // it goes on, or was stopped, in the server
+}
+
+// DataKey is a data key of a volume's bag.
+type DataKey struct {
+	Number    int      `json:"number"` // what x-fsx:key tells
+	ID        string   `json:"id"`
+	Cipher    string   `json:"cipher"`
+	Writable  bool     `json:"writable"`
+	Bytes     uint64   `json:"bytes"`             // sealed under it; advisory
+	Snapshots []string `json:"held_by,omitempty"` // that need it
 }
 
 // VolumeRequest asks for an empty volume.

@@ -100,6 +100,13 @@ var operations = map[string]serverOperation{
 		defer wipeSecrets(q.Secrets)
 		return nil, o.Clone(ctx, q)
 	}),
+	"rekey": operation(func(ctx context.Context, o Operations, q RekeyRequest, _ *reply) (any, error) {
+		defer wipeSecrets(q.Secrets)
+		return o.Rekey(ctx, q)
+	}),
+	"reencrypt": operation(func(ctx context.Context, o Operations, q ReencryptRequest, r *reply) (any, error) {
+		return o.Reencrypt(ctx, q, r.progress)
+	}),
 	"volume/create": operation(func(ctx context.Context, o Operations, q VolumeRequest, _ *reply) (any, error) {
 		defer wipeSecrets(q.Secrets)
 		return nil, o.CreateVolume(ctx, q)

@@ -51,6 +51,9 @@ type VolumeInfo struct {
 	// NeedsReplay says that the store was not closed: what the log has behind
 	// the last checkpoint is not counted here.
 	NeedsReplay bool
+	// Ephemeral says that its volume key is in no slot; Lost, that it is gone: the
+	// volume can only be deleted.
+	Ephemeral, Lost bool
 	// Unlocked says that the volume is open, so that what is told is authentic.
 	Unlocked bool
 }
@@ -155,6 +158,7 @@ func (s *Store) volumeInfo(id layout.VolumeID) (VolumeInfo, error) {
 		ID: id, UUID: h.UUID, Name: h.Name, Size: int64(h.Size), Created: h.Created, Hidden: s.fate(id) != 0,
 		VolumeKey: crypt.ID(h.VolumeKey), Mode: crypt.Mode(h.Mode), Parent: h.Parent, RolledBack: h.Continues,
 		NeedsReplay: s.dir.Unclean && open == nil && s.hasLog(id), Unlocked: open != nil,
+		Ephemeral: h.Ephemeral, Lost: h.Ephemeral && s.keyOf(h.VolumeKey) == nil,
 	}
 	var err error
 	if h.Parent != 0 {
