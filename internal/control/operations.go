@@ -182,8 +182,8 @@ type CloneRequest struct {
 	Secrets  []cliutil.SlotSecret `json:"secrets,omitempty"` // slots of a volume key of its own; empty: its parent's
 	NoChain  bool                 `json:"no_chain,omitempty"`
 	// Ephemeral: under a volume key of its own that only the server has, in memory.
-	Ephemeral bool `json:"ephemeral,omitempty"`
-	Cipher   string               `json:"cipher,omitempty"` // empty: as its parent's
+	Ephemeral bool   `json:"ephemeral,omitempty"`
+	Cipher    string `json:"cipher,omitempty"` // empty: as its parent's
 }
 
 // RekeyRequest asks for a new volume key.

@@ -162,15 +162,11 @@ func (c *checker) strayVolumes() (heads []layout.Head) {
 	s := c.s
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	known := map[layout.UUID]bool{}
 	for _, h := range s.heads {
-		known[h.UUID] = true
 		heads = append(heads, h)
 	}
-	for _, b := range s.keyring.Bags() {
-		if !known[layout.UUID(b.Volume)] {
-			c.problem(Problem{Volume: layout.UUID(b.Volume).String(), Offset: -1, Text: "the keyring knows this volume, but the index has no head for it"})
-		}
+	for _, uuid := range strayBags(s.keyring, s.heads) {
+		c.problem(Problem{Volume: layout.UUID(uuid).String(), Offset: -1, Text: "the keyring knows this volume, but the index has no head for it"})
 	}
 	return heads
 }

@@ -21,7 +21,7 @@ type CloneOptions struct {
 	// goes on under its parent's volume key.
 	Secrets []crypt.Secret
 	// NoChain keeps the parent's data keys out of the clone's bag: what it has
-	// not written itself cannot be read with its key alone.
+	// not written itself can be read only while its parent's volume key is open, too.
 	NoChain bool
 	// Ephemeral makes a volume key of its own that no slot has: it is gone with this
 	// process, and so is what the clone wrote. Secrets must be empty.
@@ -56,7 +56,7 @@ func (s *Store) Clone(ctx context.Context, volume, snapshot, name string, o Clon
 	if err != nil {
 		return err
 	}
-	if ownKey && !o.NoChain {
+	if ownKey {
 		if err := s.partKeys(w); err != nil {
 			return err
 		}
@@ -69,14 +69,10 @@ func (s *Store) Clone(ctx context.Context, volume, snapshot, name string, o Clon
 	}
 	head := w.headNow()
 	n := newVolume{name: name, origin: originOf(w, snap), mode: cmpMode(o.Mode, head.Mode), vk: s.keyOf(head.VolumeKey), ephemeral: head.Ephemeral}
-	limit := snap.Keys
-	if o.NoChain {
-		limit = 0
-	}
-	if n.bag, err = w.bag.Clone(limit); err != nil {
+	if err := n.takeKeys(w, snap.Keys, o.NoChain); err != nil {
 		return err
 	}
-	defer n.bag.Wipe()
+	defer n.wipe()
 	if err := addWriteKey(n.bag, n.mode); err != nil {
 		return err
 	}
@@ -87,10 +83,33 @@ func (s *Store) Clone(ctx context.Context, volume, snapshot, name string, o Clon
 		return err
 	}
 	n.secrets, n.ephemeral = o.Secrets, o.Ephemeral
-	if k, ok := writeKeyNumber(w.bag); ok && k < limit {
+	if k, ok := writeKeyNumber(w.bag); ok && k < snap.Keys {
 		n.parent = w // what it writes from now on is none of the clone's business
 	}
 	return s.addVolume(n)
+}
+
+// takeKeys gives a clone of w those of its data keys that a snapshot may need: in
+// its bag, or without a chain in its second one.
+func (n *newVolume) takeKeys(w *Volume, limit uint32, noChain bool) (err error) {
+	if noChain {
+		n.bag = crypt.NewBag()
+		n.baseKey = n.vk
+		n.base, err = w.bag.Clone(limit)
+		return err
+	}
+	if n.bag, err = w.bag.Clone(limit); err != nil {
+		return err
+	}
+	n.base, n.baseKey, err = w.baseCopy()
+	return err
+}
+
+func (n *newVolume) wipe() {
+	n.bag.Wipe()
+	if n.base != nil {
+		n.base.Wipe()
+	}
 }
 
 // partKeys gives every ancestor of w that writes under a data key of w's bag a fresh
@@ -301,8 +320,10 @@ type newVolume struct {
 	vk        *crypt.VolumeKey
 	secrets   []crypt.Secret // slots, if vk is new
 	bag       *crypt.Bag
-	parent    *Volume         // that gets a fresh data key, or nil; the caller holds its upkeep
-	replaces  layout.VolumeID // that becomes hidden, or 0
+	base      *crypt.Bag       // of a clone without a chain: the data keys of its base,
+	baseKey   *crypt.VolumeKey // under that one's volume key
+	parent    *Volume          // that gets a fresh data key, or nil; the caller holds its upkeep
+	replaces  layout.VolumeID  // that becomes hidden, or 0
 }
 
 // addVolume makes a volume's keys and its head durable, with all that goes with
@@ -338,6 +359,11 @@ func (s *Store) addVolume(n newVolume) error {
 		}
 		if fresh != nil {
 			if err := ring.SetBag(crypt.UUID(n.parent.uuid), s.keyOf(n.parent.headNow().VolumeKey), fresh); err != nil {
+				return err
+			}
+		}
+		if n.base != nil {
+			if err := ring.SetBag(crypt.UUID(h.UUID).Base(), n.baseKey, n.base); err != nil {
 				return err
 			}
 		}

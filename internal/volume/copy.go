@@ -209,6 +209,9 @@ func (s *Store) renameVolumes(db *metadb.DB, dst string, super *layout.Superbloc
 		if err := ring.SetBag(crypt.UUID(h.UUID), vk, bag); err != nil {
 			return err
 		}
+		if err := s.renameBase(ring, crypt.UUID(h.UUID).Base()); err != nil {
+			return err
+		}
 		auth, err := crypt.NewAuthority(vk, crypt.UUID(super.UUID), crypt.UUID(h.UUID))
 		if err != nil {
 			return err
@@ -230,6 +233,20 @@ func (s *Store) renameVolumes(db *metadb.DB, dst string, super *layout.Superbloc
 		}
 		return nil
 	})
+}
+
+// renameBase takes a clone's second bag over. All keys are open.
+func (s *Store) renameBase(ring *crypt.Keyring, uuid crypt.UUID) error {
+	id, found := s.keyring.BagVolumeKey(uuid)
+	if !found {
+		return nil
+	}
+	base, err := s.keyring.OpenBag(uuid, s.keys[id])
+	if err != nil {
+		return err
+	}
+	defer base.Wipe()
+	return ring.SetBag(uuid, s.keys[id], base)
 }
 
 // signAgain gives the last record of a log, at a position, another MAC.

@@ -121,6 +121,18 @@ func (c *extentCache) drop(n extentName) {
 	delete(s.m, n) // its place in the ring is taken over by the clock
 }
 
+// clear forgets all.
+func (c *extentCache) clear() {
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.Lock()
+		clear(s.m)
+		s.ring, s.hand = nil, 0
+		s.drops++
+		s.mu.Unlock()
+	}
+}
+
 // extent returns the opened extent that a block reference names.
 func (v *Volume) extent(owner layout.VolumeID, id layout.ExtentID) (*openExtent, error) {
 	name := extentName{owner, id}
@@ -135,6 +147,9 @@ func (v *Volume) extent(owner layout.VolumeID, id layout.ExtentID) (*openExtent,
 	// A data key resolves only through this volume's own bag, so that nobody
 	// can have another volume's extents decrypted by copying them into his own.
 	key, ok := v.bag.Get(crypt.ID(rec.KID))
+	if !ok {
+		key, ok = v.baseKey(crypt.ID(rec.KID))
+	}
 	if !ok {
 		return nil, fmt.Errorf("data key %s is not available: %w", rec.KID, ErrKeyMissing)
 	}

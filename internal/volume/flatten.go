@@ -234,6 +234,9 @@ func (s *Store) part(ctx context.Context, v *Volume) error {
 	if err != nil {
 		return err
 	}
+	if err := s.removeBase(v); err != nil {
+		return err
+	}
 	if err := s.dropUseless(ctx); err != nil {
 		return err
 	}

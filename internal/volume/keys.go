@@ -92,20 +92,13 @@ func (s *Store) settleKeyring(rings []storedRing) error {
 // fits says whether a keyring is the one that all heads name, with nothing
 // beside what they name.
 func (s *Store) fits(ring *crypt.Keyring) bool {
-	known := map[crypt.UUID]bool{}
 	for _, h := range s.heads {
 		bag, ok := ring.BagDigest(crypt.UUID(h.UUID))
 		if !ok || layout.Hash(bag) != h.BagDigest || layout.Hash(ring.SlotsDigest(crypt.ID(h.VolumeKey))) != h.SlotsDigest {
 			return false
 		}
-		known[crypt.UUID(h.UUID)] = true
 	}
-	for _, b := range ring.Bags() {
-		if !known[b.Volume] {
-			return false
-		}
-	}
-	return true
+	return len(strayBags(ring, s.heads)) == 0
 }
 
 // changeKeys changes the keyring, together with what commit makes durable in one

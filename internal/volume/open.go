@@ -380,6 +380,7 @@ func (v *Volume) wipe() {
 	if v.bag != nil {
 		v.bag.Wipe()
 	}
+	v.dropBase()
 	if v.auth != nil {
 		v.auth.Wipe()
 	}

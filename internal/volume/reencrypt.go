@@ -137,7 +137,10 @@ func (e *reencryption) eachOld(ctx context.Context, fn func(first layout.BlockNo
 		e.used[kid] = true
 		number, known := v.bag.Number(kid)
 		if !known {
-			e.r.Unreadable += blockSize
+			number = 0
+			if _, known = v.baseKey(kid); !known {
+				e.r.Unreadable += blockSize
+			}
 		}
 		return known && number < e.target.Number, nil
 	}, fn)

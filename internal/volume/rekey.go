@@ -227,8 +227,18 @@ func (k *rekeying) slots() (l []crypt.SlotInfo) {
 // says that no other volume is under the old one, whose slots go then.
 func (k *rekeying) change(secrets []crypt.Secret, last bool) error {
 	s := k.s
+	s.mu.RLock()
+	old := s.keys[crypt.ID(k.old)]
+	var all []layout.UUID
+	for _, h := range s.heads {
+		all = append(all, h.UUID)
+	}
+	s.mu.RUnlock()
 	edit := func(ring *crypt.Keyring) error {
 		if last {
+			if err := resealBases(ring, old, k.vk, all); err != nil {
+				return err
+			}
 			for _, slot := range k.slots() {
 				if err := ring.RemoveSlot(slot.Number); err != nil {
 					return err

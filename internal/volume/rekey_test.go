@@ -251,3 +251,76 @@ func TestEphemeral(t *testing.T) {
 		closeStore(t, s)
 	}
 }
+
+// TestNoChain: with its own key alone a clone without a chain reads what it wrote,
+// and nothing of its base but holes; with the base's key too, everything.
+func TestNoChain(t *testing.T) {
+	path := filepath.Join(fastDir(t), "s.fsx")
+	s := create(t, path, 1<<20)
+	for b := range int64(8) {
+		put(t, mainVolume(t, s), b, 1)
+	}
+	must(t, mainVolume(t, s).CreateSnapshot(ctx0, "base"))
+	must(t, s.Clone(ctx0, "main", "base", "c", volume.CloneOptions{Secrets: []crypt.Secret{numbered(t, 1)}, NoChain: true}))
+	c := volumeOf(t, s, "c")
+	put(t, c, 1, 2)
+	expect(t, c, 0, 1) // the base's key is open
+	must(t, c.CreateSnapshot(ctx0, "mine"))
+	_, err := s.Rollback(ctx0, "c", "mine", false)
+	must(t, err)
+	must(t, s.Clone(ctx0, "c", "mine", "d", volume.CloneOptions{}))
+	closeStore(t, s)
+
+	for round := range 2 {
+		s = openAs(t, path, numbered(t, 1))
+		for _, name := range []string{"c", "d"} {
+			c = volumeOf(t, s, name)
+			expect(t, c, 1, 2)
+			var be *volume.BlockError
+			if err := c.ReadAt(make([]byte, 8192), 0, false); !errors.Is(err, volume.ErrKeyMissing) || !errors.As(err, &be) || be.At != 0 {
+				t.Errorf("%s: read without the base's key: %v", name, err)
+			}
+			must(t, c.ReadAt(make([]byte, 4096), 9*4096, false)) // a hole
+		}
+		noProblems(t, s)
+		must(t, s.Unlock([]crypt.Secret{secret(t), numbered(t, 2)}))
+		expect(t, c, 0, 1)
+		noProblems(t, s)
+		if round == 0 { // the base gets another key; the clone goes on
+			_, err := s.Rekey(ctx0, "main", volume.RekeyOptions{Secrets: []crypt.Secret{numbered(t, 2)}})
+			must(t, err)
+			expect(t, volumeOf(t, s, "d"), 7, 1)
+		}
+		closeStore(t, s)
+	}
+	s = openAs(t, path, numbered(t, 1), numbered(t, 2))
+	r, err := s.Reencrypt(ctx0, "d", volume.ReencryptOptions{})
+	must(t, err)
+	if r.Unreadable != 0 || r.Bytes < 7*4096 {
+		t.Errorf("reencrypted: %+v", r)
+	}
+	closeStore(t, s)
+	s = openAs(t, path, numbered(t, 1))
+	for b, n := range []int{1, 2, 1, 1, 1, 1, 1, 1} {
+		expect(t, volumeOf(t, s, "d"), int64(b), n)
+	}
+	must(t, s.DeleteVolume(ctx0, "c"))
+	closeStore(t, s)
+}
+
+func volumeOf(t testing.TB, s *volume.Store, name string) *volume.Volume {
+	t.Helper()
+	v, err := s.Volume(name)
+	must(t, err)
+	return v
+}
+
+// noProblems is checkClean where keys are missing.
+func noProblems(t testing.TB, s *volume.Store) {
+	t.Helper()
+	r, err := s.Check(ctx0, volume.CheckOptions{})
+	must(t, err)
+	for _, p := range r.Problems {
+		t.Errorf("check: %v", p)
+	}
+}

@@ -30,6 +30,7 @@ type Volume struct {
 	ro    bool
 	auth  *crypt.Authority
 	bag   *crypt.Bag
+	base  baseKeys
 	files *seglog.Files
 	cache *extentCache
 

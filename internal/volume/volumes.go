@@ -28,7 +28,7 @@ func (s *Store) headOf(name string) (layout.Head, error) {
 	err := ErrNotFound
 	if s.headless != nil {
 		err = fmt.Errorf("%w: %w", ErrDamaged, s.headless)
-	} else if len(s.keyring.Bags()) > len(s.heads) {
+	} else if len(strayBags(s.keyring, s.heads)) > 0 {
 		err = fmt.Errorf("%w: the keyring knows a volume that the index does not", ErrDamaged)
 	}
 	return layout.Head{}, fmt.Errorf("%s: volume %s: %w", s.dir.Path, name, err)

@@ -1,6 +1,7 @@
 package crypt
 
 import (
+	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 )
@@ -71,6 +72,13 @@ func (id ID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
 
 // UUID names a store or a volume.
 type UUID [16]byte
+
+// Base names a volume's second bag, which is sealed under the volume key of what
+// the volume starts from: SHA-256("FSXC" || UUID), the first 16 bytes.
+func (u UUID) Base() UUID {
+	sum := sha256.Sum256(append([]byte("FSXC"), u[:]...))
+	return UUID(sum[:16])
+}
 
 func (u UUID) String() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", u[0:4], u[4:6], u[6:8], u[8:10], u[10:16])
