@@ -20,7 +20,8 @@ import (
 )
 
 // TestFamilyCuts cuts the power during changes of what volumes and snapshots
-// there are: clone, delete, rename, rollback, resize, flatten, compact. Every
+// there are, and of their keys: clone, delete, rename, rollback, resize, flatten,
+// rekey, reencrypt, compact. Every
 // step is durable when it returns, so that a cut leaves the state before the
 // step that is under way, or the one after it.
 func TestFamilyCuts(t *testing.T) {
@@ -35,7 +36,8 @@ func TestFamilyCuts(t *testing.T) {
 	t.Logf("RESULT family: %d cuts, FSX_SEED=%d, %v", cuts, seed, time.Since(began).Round(time.Second))
 }
 
-// content is what can be seen of a store: of volumes and snapshots the sums.
+// content is what can be seen of a store: of volumes and snapshots the sums, and
+// of the volume keys.
 type content map[string]uint64
 
 // families makes steps, and knows what is to be seen after each.
@@ -80,7 +82,13 @@ func see(s *volume.Store) (content, error) {
 		c[name] = sumOf(p)
 		return err
 	}
-	for _, name := range s.Names() {
+	volumes, err := s.Volumes()
+	if err != nil {
+		return nil, err
+	}
+	for _, info := range volumes {
+		name := info.Name
+		c["volume key of "+name] = sumOf(info.VolumeKey[:])
 		v, err := s.Volume(name)
 		if err == nil {
 			err = read(name, v)
@@ -302,7 +310,20 @@ func (f *families) step() string {
 		f.snaps[to] = snaps
 		delete(f.snaps, name)
 		return "rename " + name
-	case k < 95:
+	case k < 92:
+		o := volume.RekeyOptions{Secrets: []crypt.Secret{otherSecret()}}
+		if f.rng.IntN(2) == 0 {
+			o.Secrets, err = secrets()
+			must(t, err)
+		}
+		_, err := f.s.Rekey(ctx, name, o)
+		must(t, err)
+		return "rekey " + name
+	case k < 93:
+		_, err := f.s.Reencrypt(ctx, name, volume.ReencryptOptions{})
+		must(t, err)
+		return "reencrypt " + name
+	case k < 96:
 		_, err := f.s.Compact(ctx)
 		must(t, err)
 		return "compact"
