@@ -10,9 +10,10 @@ import (
 	"time"
 
 	"github.com/fsximg/fsx/internal/volume"
+	"github.com/fsximg/fsx/pkg/crypt"
 )
 
-// TestInstant reports what a snapshot, a clone and a deletion take in a small and
+// TestInstant reports what a snapshot, a clone, a rekeying and a deletion take in a small and
 // in a large volume. The times are no condition; that a deletion frees what only
 // the snapshot had is.
 func TestInstant(t *testing.T) {
@@ -55,7 +56,13 @@ func TestInstant(t *testing.T) {
 		for i := range n {
 			must(t, s.DeleteVolume(ctx0, fmt.Sprint("c", i)))
 		}
-		t.Logf("RESULT %d GiB, %d blocks: 10 writes and a flush %v, 10 writes and a snapshot %v, a clone %v", size>>30, blocks, flush, snapshot, clone)
+		rekey := median(n, func(i int) error {
+			write(10)
+			_, err := s.Rekey(ctx0, "main", volume.RekeyOptions{Secrets: []crypt.Secret{numbered(t, i)}})
+			return err
+		})
+		t.Logf("RESULT %d GiB, %d blocks: 10 writes and a flush %v, 10 writes and a snapshot %v, a clone %v, 10 writes and a rekey %v",
+			size>>30, blocks, flush, snapshot, clone, rekey)
 		for _, held := range []int{10, 1000, 20_000} {
 			write(held)
 			must(t, v.CreateSnapshot(ctx0, "gone"))
