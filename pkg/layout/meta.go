@@ -35,7 +35,7 @@ func FateKey(v VolumeID) []byte { return be.AppendUint32([]byte{fatePrefix}, uin
 
 // DecodeFate reads the key and the value of a volume's fate.
 func DecodeFate(key, val []byte) (v VolumeID, f Fate, err error) {
-	if len(key) != 5 || len(val) != 1 || Fate(val[0]) != Hidden && Fate(val[0]) != Going {
+	if len(key) != 5 || key[0] != fatePrefix || len(val) != 1 || Fate(val[0]) != Hidden && Fate(val[0]) != Going {
 		return 0, 0, corrupt("fate of a volume", "out of range")
 	}
 	return VolumeID(be.Uint32(key[1:])), Fate(val[0]), nil
