@@ -57,9 +57,9 @@ func namesOfSharing(ctx context.Context, o control.Operations, ref cliutil.Ref, 
 	if len(v.Snapshots) == 0 {
 		return cliutil.WithHint(fmt.Errorf("%w: of deleted ones there are clones", err), "flatten or delete those clones first: fsximg list --tree %s shows them", ref.Store)
 	}
-	names := make([]string, len(v.Snapshots))
-	for i, s := range v.Snapshots {
-		names[i] = s.Name
+	var names, refs []string
+	for _, s := range v.Snapshots {
+		names, refs = append(names, s.Name), append(refs, ref.String()+"@"+s.Name)
 	}
-	return cliutil.WithHint(fmt.Errorf("%w: %s", err, strings.Join(names, ", ")), "delete them first: fsximg snapshot delete %s@%s", ref, v.Snapshots[0].Name)
+	return cliutil.WithHint(fmt.Errorf("%w: %s", err, strings.Join(names, ", ")), "delete them first: fsximg snapshot delete %s", strings.Join(refs, " "))
 }

@@ -34,21 +34,14 @@ func snapshotCommand() *cli.Command {
 				Flags:  []cli.Flag{cliutil.JSONFlag()},
 				Action: cliutil.Action(1, 1, cliutil.FirstArg, runSnapshotList),
 			},
-			{
-				Name: "delete", Aliases: []string{"rm"}, Usage: "delete a snapshot and free what only it holds", ArgsUsage: "STORE[:VOLUME]@SNAPSHOT",
-				Flags: append([]cli.Flag{
-					&cli.BoolFlag{Name: "force", Usage: "do not ask"},
-					cliutil.JSONFlag(),
-				}, cliutil.OpenKeyFlags()...),
-				Action: cliutil.Action(1, 1, cliutil.FirstArg, runSnapshotDelete),
-			},
+			snapshotDeleteCommand(),
 			rollbackCommand(),
 			pruneCommand(),
 		},
 	}
 }
 
-// snapshotChange is what create and delete report.
+// snapshotChange is what create reports.
 type snapshotChange struct {
 	cliutil.Header
 	Store    string           `json:"store"`
@@ -67,9 +60,11 @@ type snapshotsResult struct {
 	Snapshots []control.Snapshot `json:"snapshots"`
 }
 
-// snapshotRef is the snapshot that the argument names.
-func snapshotRef(c *cli.Context) (cliutil.Ref, error) {
-	ref, err := cliutil.ParseRef(c.Args().First())
+// snapshotRef is the snapshot that the first argument names.
+func snapshotRef(c *cli.Context) (cliutil.Ref, error) { return parseSnapshot(c.Args().First()) }
+
+func parseSnapshot(arg string) (cliutil.Ref, error) {
+	ref, err := cliutil.ParseRef(arg)
 	if err == nil && ref.Snapshot == "" {
 		err = cliutil.WithHint(cliutil.UsageErrorf("%s names no snapshot", ref), "STORE[:VOLUME]@SNAPSHOT does, say %s@monday", ref)
 	}
@@ -97,42 +92,11 @@ func runSnapshotCreate(ctx context.Context, env *cliutil.Env, c *cli.Context) (e
 	if err != nil {
 		return err
 	}
-	return reportSnapshot(env, c, "fsximg.snapshot.create", ref, s, "created")
-}
-
-func reportSnapshot(env *cliutil.Env, c *cli.Context, schema string, ref cliutil.Ref, s control.Snapshot, what string) error {
-	env.Say("%s: snapshot %s@%s %s", ref.Store, ref.VolumeOrDefault(), s.Name, what)
+	env.Say("%s: snapshot %s@%s created", ref.Store, ref.VolumeOrDefault(), s.Name)
 	if c.Bool("json") {
-		return env.PrintJSON(snapshotChange{cliutil.NewHeader(schema), ref.Store, ref.VolumeOrDefault(), s})
+		return env.PrintJSON(snapshotChange{cliutil.NewHeader("fsximg.snapshot.create"), ref.Store, ref.VolumeOrDefault(), s})
 	}
 	return nil
-}
-
-func runSnapshotDelete(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) {
-	ref, err := snapshotRef(c)
-	if err != nil {
-		return err
-	}
-	o, err := openOperations(ctx, env, c, ref.Store, forWriting, keysNeeded)
-	if err != nil {
-		return err
-	}
-	defer closeOperations(o, &err)
-	info, err := o.Info(ctx)
-	if err != nil {
-		return err
-	}
-	if _, err := findSnapshot(info, ref); err != nil {
-		return err
-	}
-	if err := env.Confirm(ctx, c.Bool("force"), "snapshot %s@%s would be deleted", ref.VolumeOrDefault(), ref.Snapshot); err != nil {
-		return err
-	}
-	s, err := o.DeleteSnapshot(ctx, ref.VolumeOrDefault(), ref.Snapshot)
-	if err != nil {
-		return err
-	}
-	return reportSnapshot(env, c, "fsximg.snapshot.delete", ref, s, "deleted")
 }
 
 func runSnapshotList(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) {
