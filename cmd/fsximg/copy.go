@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/fsximg/fsx/internal/cliutil"
 	"github.com/fsximg/fsx/internal/control"
@@ -40,8 +41,8 @@ func runCopy(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) 
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(mustNotExist(dst), cliutil.NotInStore(dst)); err != nil {
-		return err
+	if err := mustNotExist(dst); err != nil { // nor lie in a store
+		return fmt.Errorf("%s: %w", dst, err)
 	}
 	o := volume.CopyOptions{NewUUID: c.Bool("new-uuid")}
 	how := forReading

@@ -1,13 +1,9 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"os"
 	"strings"
 	"text/tabwriter"
 
@@ -20,9 +16,11 @@ import (
 func listCommand() *cli.Command {
 	return &cli.Command{
 		Name: "list", Aliases: []string{"ls"}, Usage: "list the volumes of a store", ArgsUsage: "STORE",
+		Description: "USED is what a volume has of its own; a clone also has what it shares with the snapshot that it\n" +
+			"was made of.",
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "tree", Usage: "show snapshots, and which volume was cloned from which"},
-			&cli.StringFlag{Name: "picture", Usage: "draw the tree into the new SVG `FILE`"},
+			&cli.StringFlag{Name: "picture", Usage: "draw the tree into the new SVG `FILE`, - for stdout"},
 			&cli.BoolFlag{Name: "force", Usage: "replace FILE"},
 			cliutil.JSONFlag(),
 		},
@@ -41,6 +39,9 @@ func runList(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) 
 	if err != nil {
 		return err
 	}
+	if err := checkPicture(c); err != nil {
+		return err
+	}
 	o, info, err := openInfo(ctx, env, c, path)
 	if err != nil {
 		return err
@@ -49,10 +50,9 @@ func runList(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) 
 	res := listResult{cliutil.NewHeader("fsximg.list"), path, info.Volumes}
 	tree := treeOf(path, info)
 	if name := c.String("picture"); name != "" {
-		if err := drawInto(name, c.Bool("force"), tree.SVG); err != nil {
+		if err := drawInto(env, path, name, c.Bool("force"), tree.SVG); err != nil {
 			return err
 		}
-		env.Say("%s: drawn into %s", path, name)
 	}
 	switch {
 	case c.Bool("json"):
@@ -67,11 +67,22 @@ func runList(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) 
 
 func printList(w io.Writer, volumes []control.Volume) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "VOLUME\tSIZE\tUSED\tCIPHER\tVOLUME KEY")
+	fmt.Fprintln(t, "VOLUME\tSIZE\tUSED\tCIPHER\tVOLUME KEY\tSHARES WITH")
 	for _, v := range volumes {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", v.Name, cliutil.FormatSize(v.Size), cliutil.FormatSize(v.Used), v.Cipher, v.VolumeKey[:8])
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", v.Name, cliutil.FormatSize(v.Size), cliutil.FormatSize(v.Used), v.Cipher, v.VolumeKey[:8], sharesWith(v))
 	}
 	return t.Flush()
+}
+
+// sharesWith is where else a volume's blocks are, which USED does not count.
+func sharesWith(v control.Volume) string {
+	switch {
+	case v.Parent != "":
+		return v.Parent + "@" + v.ParentSnapshot
+	case v.ParentID != "":
+		return "(hidden)" // deleted, or what it was itself before a rollback
+	}
+	return "-"
 }
 
 // treeOf is what there is to draw of a store. Volumes that were deleted, or left
@@ -109,24 +120,4 @@ func treeOf(path string, info control.Info) *picture.Tree {
 		}
 	}
 	return t
-}
-
-// drawInto draws into a new file.
-func drawInto(name string, force bool, draw func(io.Writer) error) (err error) {
-	if err := cliutil.NotInStore(name); err != nil {
-		return err
-	}
-	flags := os.O_WRONLY | os.O_CREATE | os.O_EXCL
-	if force {
-		flags = os.O_WRONLY | os.O_CREATE | os.O_TRUNC
-	}
-	f, err := os.OpenFile(name, flags, 0o666)
-	if errors.Is(err, fs.ErrExist) {
-		return cliutil.WithHint(err, "--force replaces it")
-	}
-	if err != nil {
-		return err
-	}
-	w := bufio.NewWriter(f)
-	return errors.Join(draw(w), w.Flush(), f.Close())
 }

@@ -20,7 +20,7 @@ func mapCommand() *cli.Command {
 		Description: "DEPTH counts the generations up to the volume that wrote a block. A picture shows the\n" +
 			"address space in colours, by the oldest snapshot that has a block, or by its data key.",
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "picture", Usage: "draw it into the new SVG `FILE`"},
+			&cli.StringFlag{Name: "picture", Usage: "draw it into the new SVG `FILE`, - for stdout"},
 			&cli.BoolFlag{Name: "blocks", Usage: "draw it in the terminal"},
 			&cli.StringFlag{Name: "by", Value: "snapshot", Usage: "colour a picture by `snapshot` or key"},
 			&cli.BoolFlag{Name: "force", Usage: "replace FILE"},
@@ -51,6 +51,9 @@ type runResult struct {
 func runMap(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) {
 	ref, err := cliutil.ParseRef(c.Args().First())
 	if err != nil {
+		return err
+	}
+	if err := checkDrawing(c); err != nil {
 		return err
 	}
 	o, info, err := openInfo(ctx, env, c, ref.Store)
@@ -174,12 +177,21 @@ func (j *jsonRuns) end() error {
 	return err
 }
 
+// checkDrawing finds mistakes in what is to be drawn before anything is opened.
+func checkDrawing(c *cli.Context) error {
+	by := c.String("by")
+	switch {
+	case by != "snapshot" && by != "key":
+		return cliutil.UsageErrorf("--by %s: snapshot or key", by)
+	case c.IsSet("by") && !c.IsSet("picture") && !c.Bool("blocks"):
+		return cliutil.UsageErrorf("--by is for --picture and --blocks")
+	}
+	return checkPicture(c)
+}
+
 // drawMap draws the address space, for the terminal or into a file.
 func drawMap(ctx context.Context, env *cliutil.Env, c *cli.Context, o control.Operations, ref cliutil.Ref, head mapResult) error {
 	by := c.String("by")
-	if by != "snapshot" && by != "key" {
-		return cliutil.UsageErrorf("--by %s: snapshot or key", by)
-	}
 	m := &picture.Map{Title: ref.String() + " by " + by, Size: head.Size}
 	err := o.Map(ctx, head.Volume, head.Snapshot, func(r control.Run) error {
 		run := picture.MapRun{Start: r.Start, Length: r.Length, Zero: r.Kind == "zero"}
@@ -200,10 +212,9 @@ func drawMap(ctx context.Context, env *cliutil.Env, c *cli.Context, o control.Op
 		return err
 	}
 	if name := c.String("picture"); name != "" {
-		if err := drawInto(name, c.Bool("force"), func(w io.Writer) error { return m.SVG(w, 0) }); err != nil {
+		if err := drawInto(env, ref.String(), name, c.Bool("force"), func(w io.Writer) error { return m.SVG(w, 0) }); err != nil {
 			return err
 		}
-		env.Say("%s: drawn into %s", ref, name)
 	}
 	if c.Bool("blocks") {
 		width, colour := env.OutputWidth()
