@@ -383,7 +383,8 @@ func (v *Volume) Snapshot(name string) (*Snapshot, error) {
 // Info describes it.
 func (s *Snapshot) Info() SnapshotInfo { return s.info }
 
-// Name is VOLUME@SNAPSHOT.
+// Name is VOLUME@SNAPSHOT. VOLUME is what the volume was called before a rollback,
+// if the snapshot is older than that, even when it was renamed since.
 func (s *Snapshot) Name() string { return s.v.Name() + "@" + s.info.Name }
 
 // Size is the snapshot's size in bytes.

@@ -53,13 +53,18 @@ type families struct {
 	what   []string
 }
 
+// otherKey is the key file of clones with a key of their own.
+var otherKey = bytes.Repeat([]byte{0x5a, 9, 8, 0xfe}, 8)
+
 func otherSecret() crypt.Secret {
-	s, _ := crypt.NewKeyFile(bytes.Repeat([]byte{0x5a, 9, 8, 0xfe}, 8))
+	s, _ := crypt.NewKeyFile(otherKey)
 	return s
 }
 
-func openFamily(path string) (*volume.Store, error) {
-	s, err := volume.Open(path, options())
+func openFamily(path string) (*volume.Store, error) { return openFamilyWith(path, options()) }
+
+func openFamilyWith(path string, o volume.Options) (*volume.Store, error) {
+	s, err := volume.Open(path, o)
 	if err != nil {
 		return nil, err
 	}
@@ -71,42 +76,6 @@ func openFamily(path string) (*volume.Store, error) {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
-}
-
-// see reads all volumes and snapshots.
-func see(s *volume.Store) (content, error) {
-	c := content{}
-	read := func(name string, r reader) error {
-		p := make([]byte, r.Size(), r.Size()+16)
-		err := r.ReadAt(p, 0, false)
-		c[name] = sumOf(p)
-		return err
-	}
-	volumes, err := s.Volumes()
-	if err != nil {
-		return nil, err
-	}
-	for _, info := range volumes {
-		name := info.Name
-		c["volume key of "+name] = sumOf(info.VolumeKey[:])
-		v, err := s.Volume(name)
-		if err == nil {
-			err = read(name, v)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", name, err)
-		}
-		for _, snap := range v.Snapshots() {
-			d, err := v.Snapshot(snap.Name)
-			if err == nil {
-				err = read(d.Name(), d)
-			}
-			if err != nil {
-				return nil, fmt.Errorf("%s@%s: %w", name, snap.Name, err)
-			}
-		}
-	}
-	return c, nil
 }
 
 const familySize = 512<<10 - 1536

@@ -100,9 +100,17 @@ func (r *tally) report(t *testing.T, commit string, seed uint64, took time.Durat
 	if !full() {
 		return
 	}
-	must(t, os.WriteFile(reportFile, fmt.Appendf(nil, reportText, time.Now().UTC().Format("2006-01-02"), commit,
-		runtime.NumCPU(), runtime.Version(), text, r.table(), r.none, r.leaks, r.leaked, r.kills), 0o644))
+	old, _ := os.ReadFile(reportFile)
+	_, kept, _ := strings.Cut(string(old), keptFrom)
+	if kept != "" {
+		kept = keptFrom + kept
+	}
+	must(t, os.WriteFile(reportFile, fmt.Appendf(nil, reportText+"%s", time.Now().UTC().Format("2006-01-02"), commit,
+		runtime.NumCPU(), runtime.Version(), text, r.table(), r.none, r.leaks, r.leaked, r.kills, kept), 0o644))
 }
+
+// keptFrom begins what is written by hand, and stays: the runs of other tests.
+const keptFrom = "\n## Changes of volumes and snapshots\n"
 
 const reportText = `# Power cuts and kills: the last full run
 
