@@ -34,10 +34,14 @@ type exports struct {
 	log      *slog.Logger
 }
 
-// names are the volumes of a store and their snapshots. None is opened for it.
-func (s *served) names() (l []string, err error) {
+// names are the volumes of a store and their snapshots; of those whose key is not
+// open only with locked. None is opened for it.
+func (s *served) names(locked bool) (l []string, err error) {
 	volumes, err := s.st.Contents()
 	for _, v := range volumes {
+		if v.Locked && !locked {
+			continue
+		}
 		l = append(l, v.Name)
 		for _, snap := range v.Snapshots {
 			l = append(l, v.Name+"@"+snap)
@@ -85,10 +89,14 @@ func (x *exports) allowed(name string) bool {
 	return len(x.only) == 0 || slices.Contains(x.only, name)
 }
 
-// List implements nbdsrv.Exports.
-func (x *exports) List() (out []nbdsrv.ExportInfo) {
+// List implements nbdsrv.Exports. What cannot be opened for want of its key is not
+// listed: clients that look at all exports would fail at it.
+func (x *exports) List() []nbdsrv.ExportInfo { return x.list(false) }
+
+// list is List, or with locked all exports.
+func (x *exports) list(locked bool) (out []nbdsrv.ExportInfo) {
 	for _, s := range x.stores {
-		names, err := s.names()
+		names, err := s.names(locked)
 		if err != nil {
 			x.log.Error("exports cannot be listed", "store", s.path, "err", err)
 		}
@@ -102,7 +110,7 @@ func (x *exports) List() (out []nbdsrv.ExportInfo) {
 }
 
 // told are the exports whose URIs are told: with one store the default one, whose
-// name is empty, and otherwise all, since none is the default.
+// name is empty, and otherwise all that are listed, since none is the default.
 func (x *exports) told() (names []string) {
 	switch {
 	case len(x.only) == 1 && x.only[0] != cliutil.DefaultVolume:
@@ -119,6 +127,15 @@ func (x *exports) told() (names []string) {
 // Open implements nbdsrv.Exports. A volume is opened by its first client, and
 // stays open until the server ends.
 func (x *exports) Open(name string) (nbdsrv.Export, func(), error) {
+	e, leave, err := x.open(name)
+	if err != nil && !errors.Is(err, nbdsrv.ErrUnknownExport) && !errors.Is(err, cliutil.ErrInUse) {
+		x.log.Error("export refused", "export", name, "err", err)
+	}
+	return e, leave, err
+}
+
+// open is Open, which does not log why it does not.
+func (x *exports) open(name string) (nbdsrv.Export, func(), error) {
 	s, vol, ok := x.split(name)
 	if !ok || !x.allowed(x.name(s, vol)) {
 		return nbdsrv.Export{}, nil, nbdsrv.ErrUnknownExport
@@ -139,7 +156,6 @@ func (x *exports) Open(name string) (nbdsrv.Export, func(), error) {
 	if errors.Is(err, volume.ErrNotFound) || errors.Is(err, volume.ErrNoSnapshot) {
 		return nbdsrv.Export{}, nil, nbdsrv.ErrUnknownExport
 	}
-	x.log.Error("export refused", "export", x.name(s, vol), "err", err)
 	return nbdsrv.Export{}, nil, fmt.Errorf("%s: %w", vol, err)
 }
 
@@ -161,7 +177,7 @@ func (x *exports) check(env *cliutil.Env, all bool) error {
 		opened += n
 	}
 	for _, name := range x.only {
-		if !slices.ContainsFunc(x.List(), func(e nbdsrv.ExportInfo) bool { return e.Name == name }) {
+		if !slices.ContainsFunc(x.list(true), func(e nbdsrv.ExportInfo) bool { return e.Name == name }) {
 			return cliutil.Errorf(cliutil.ErrNotFound, "--export %s: no such volume or snapshot", name)
 		}
 	}
@@ -182,7 +198,7 @@ func (x *exports) checkStore(env *cliutil.Env, s *served, all bool) (opened int,
 		return 0, fmt.Errorf("%s: %w", s.path, err)
 	}
 	unclean := slices.ContainsFunc(volumes, func(v volume.Content) bool { return v.NeedsReplay })
-	names, err := s.names()
+	names, err := s.names(true)
 	if err != nil {
 		return 0, fmt.Errorf("%s: %w", s.path, err)
 	}
@@ -194,7 +210,7 @@ func (x *exports) checkStore(env *cliutil.Env, s *served, all bool) (opened int,
 		if opened > 0 && !all && !unclean {
 			return opened, first
 		}
-		_, release, err := x.Open(name)
+		_, release, err := x.open(name)
 		if err == nil {
 			release()
 			opened++

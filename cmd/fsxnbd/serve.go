@@ -71,6 +71,8 @@ func runServe(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 			err = closeErr
 		}
 	}()
+	uuid := x.stores[0].st.UUID().String()
+	defer tidyRunDirectory(uuid)
 	if err := x.check(env, c.Bool("require-all-keys")); err != nil {
 		return err
 	}
@@ -84,7 +86,6 @@ func runServe(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 	if endErr := endControl(); err == nil {
 		err = endErr
 	}
-	tidyRunDirectory(x.stores[0].st.UUID().String())
 	if errors.Is(err, cliutil.ErrInterrupted) {
 		err = nil // being told to stop is no failure
 	}
@@ -155,8 +156,7 @@ func unlock(ctx context.Context, env *cliutil.Env, c *cli.Context, s *served, gi
 	}
 	err := cliutil.Unlock(s.st, secrets)
 	if errors.Is(err, volume.ErrWrongKey) && c.Args().Len() > 1 && !c.Bool("require-all-keys") {
-		env.Warn("%v", err)
-		return nil // check will find out whether any volume opens
+		return nil // check tells what cannot be served, and whether any volume can
 	}
 	return err
 }

@@ -50,6 +50,7 @@ type Content struct {
 	Name        string
 	Snapshots   []string
 	NeedsReplay bool // it was not closed, and has a log
+	Locked      bool // its volume key is not open
 }
 
 // Contents lists all volumes, sorted, and their snapshots. It takes little,
@@ -74,13 +75,14 @@ func (s *Store) Contents() (l []Content, err error) {
 	s.mu.RLock()
 	lineage := s.lineageLocked()
 	ids := lineage.Visible()
-	histories, heads := make([][]snapshot.Part, len(ids)), make([]layout.Head, len(ids))
+	histories, heads, locked := make([][]snapshot.Part, len(ids)), make([]layout.Head, len(ids)), make([]bool, len(ids))
 	for i, id := range ids {
 		histories[i], heads[i] = lineage.History(id), s.heads[id]
+		locked[i] = s.keys[crypt.ID(heads[i].VolumeKey)] == nil
 	}
 	s.mu.RUnlock()
 	for i, history := range histories {
-		c := Content{Name: heads[i].Name}
+		c := Content{Name: heads[i].Name, Locked: locked[i]}
 		for _, part := range slices.Backward(history) {
 			own := closed[part.Volume]
 			if v := s.openedVolume(part.Volume); v != nil {
