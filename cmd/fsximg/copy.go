@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/fsximg/fsx/internal/cliutil"
 	"github.com/fsximg/fsx/internal/control"
 	"github.com/fsximg/fsx/internal/volume"
+	"github.com/fsximg/fsx/pkg/crypt"
 	"github.com/urfave/cli/v2"
 )
 
@@ -60,6 +62,10 @@ func runCopy(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) 
 	if o.NewUUID {
 		if o.Secrets, err = env.OpenKeys(ctx, c, path, st.Keyring().HasClearSlot()); err != nil {
 			return err
+		}
+		isClear := func(s cliutil.Secret) bool { return s.Type() == crypt.SlotClear }
+		if st.Keyring().HasClearSlot() && !slices.ContainsFunc(o.Secrets, isClear) {
+			o.Secrets = append(o.Secrets, cliutil.ClearSecret()...) // what anyone can open stays so
 		}
 		defer cliutil.WipeSecrets(o.Secrets)
 		if err := cliutil.Unlock(st, o.Secrets); err != nil {

@@ -55,6 +55,7 @@ func (e *Env) SlotSecrets(c *cli.Context) (_ *SlotSecrets, err error) {
 		}
 	}
 	if c.Bool("new-clear-key") {
+		e.Warn("--new-clear-key: anyone who has the store can read the volume, and what it shares")
 		s.Secrets = append(s.Secrets, SlotSecret{Type: crypt.SlotClear.String()})
 	}
 	return s, s.addRecoveryKey(c)

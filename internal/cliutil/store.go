@@ -59,11 +59,15 @@ func NotInStore(name string) error {
 	}
 }
 
-// Unlock opens a store's volume keys. It wipes nothing.
+// Unlock opens a store's volume keys, those too that anyone can open. Secrets that
+// open nothing are an error all the same. It wipes nothing.
 func Unlock(st *volume.Store, secrets []Secret) error {
 	err := st.Unlock(secrets)
 	if errors.Is(err, volume.ErrWrongKey) {
-		err = WithHint(err, "fsximg info %s shows what kinds of keys open it", st.Path())
+		return WithHint(err, "fsximg info %s shows what kinds of keys open it", st.Path())
+	}
+	if err == nil && st.Keyring().HasClearSlot() {
+		err = st.Unlock(ClearSecret())
 	}
 	return err
 }
