@@ -25,6 +25,14 @@ type infoResult struct {
 	cliutil.Header
 	Store string `json:"store"`
 	control.Info
+	ServedBy *servedBy `json:"served_by,omitempty"`
+}
+
+// servedBy is the server that has a store.
+type servedBy struct {
+	PID     int    `json:"pid"`
+	Program string `json:"program"`
+	Version string `json:"version"`
 }
 
 func runInfo(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) {
@@ -37,7 +45,11 @@ func runInfo(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) 
 		return err
 	}
 	defer closeOperations(o, &err)
-	res := infoResult{cliutil.NewHeader("fsximg.info"), path, info}
+	res := infoResult{Header: cliutil.NewHeader("fsximg.info"), Store: path, Info: info}
+	if client, ok := o.(*control.Client); ok {
+		s := client.Server()
+		res.ServedBy = &servedBy{s.PID, s.Program, s.Version}
+	}
 	if c.Bool("json") {
 		return env.PrintJSON(res)
 	}
@@ -47,7 +59,10 @@ func runInfo(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) 
 func printInfo(w io.Writer, r infoResult) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	state := "closed cleanly"
-	if r.NeedsReplay {
+	switch {
+	case r.ServedBy != nil:
+		state = fmt.Sprintf("served by %s (pid %d)", r.ServedBy.Program, r.ServedBy.PID)
+	case r.NeedsReplay:
 		state = "needs replay"
 	}
 	fmt.Fprintf(t, "store\t%s\nuuid\t%s\nformat\tversion %d\ncreated\t%s\non disk\t%s\nstate\t%s\n", r.Store, r.UUID,
