@@ -39,15 +39,11 @@ func runResize(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error
 	if err != nil {
 		return err
 	}
-	o, err := openOperations(ctx, env, c, ref.Store, forWriting, keysNeeded)
+	o, info, err := openDescribed(ctx, env, c, ref.Store, forWriting, keysNeeded)
 	if err != nil {
 		return err
 	}
 	defer closeOperations(o, &err)
-	info, err := o.Info(ctx)
-	if err != nil {
-		return err
-	}
 	v, err := findVolume(info, ref)
 	if err != nil {
 		return err

@@ -43,15 +43,11 @@ func runRollback(ctx context.Context, env *cliutil.Env, c *cli.Context) (err err
 	if err != nil {
 		return err
 	}
-	o, err := openOperations(ctx, env, c, ref.Store, forWriting, keysNeeded)
+	o, info, err := openDescribed(ctx, env, c, ref.Store, forWriting, keysNeeded)
 	if err != nil {
 		return err
 	}
 	defer closeOperations(o, &err)
-	info, err := o.Info(ctx)
-	if err != nil {
-		return err
-	}
 	s, err := findSnapshot(info, ref)
 	if err == nil && !c.Bool("force") {
 		err = noNewer(info, ref)
@@ -178,15 +174,11 @@ func runPrune(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 	if c.Bool("dry-run") {
 		how, keys = forReading, noKeys
 	}
-	o, err := openOperations(ctx, env, c, ref.Store, how, keys)
+	o, info, err := openDescribed(ctx, env, c, ref.Store, how, keys)
 	if err != nil {
 		return err
 	}
 	defer closeOperations(o, &err)
-	info, err := o.Info(ctx)
-	if err != nil {
-		return err
-	}
 	v, err := findVolume(info, ref)
 	if err != nil {
 		return err

@@ -42,15 +42,11 @@ func runSnapshotDelete(ctx context.Context, env *cliutil.Env, c *cli.Context) (e
 		return err
 	}
 	store := refs[0].Store
-	o, err := openOperations(ctx, env, c, store, forWriting, keysNeeded)
+	o, info, err := openDescribed(ctx, env, c, store, forWriting, keysNeeded)
 	if err != nil {
 		return err
 	}
 	defer closeOperations(o, &err)
-	info, err := o.Info(ctx)
-	if err != nil {
-		return err
-	}
 	for _, ref := range refs { // before any is deleted
 		if _, err := findSnapshot(info, ref); err != nil {
 			return err

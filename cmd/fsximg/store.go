@@ -122,7 +122,16 @@ func openVolume(st *volume.Store, ref cliutil.Ref) (*volume.Volume, error) {
 
 // openInfo opens a store for a command that needs no key, and describes it.
 func openInfo(ctx context.Context, env *cliutil.Env, c *cli.Context, path string) (control.Operations, control.Info, error) {
-	o, err := openOperations(ctx, env, c, path, forReading, noKeys)
+	o, info, err := openDescribed(ctx, env, c, path, forReading, noKeys)
+	if err == nil {
+		noteReplay(env, info.NeedsReplay)
+	}
+	return o, info, err
+}
+
+// openDescribed is openOperations of a command that has to know what there is.
+func openDescribed(ctx context.Context, env *cliutil.Env, c *cli.Context, path string, how cliutil.Access, keys keyUse) (control.Operations, control.Info, error) {
+	o, err := openOperations(ctx, env, c, path, how, keys)
 	if err != nil {
 		return nil, control.Info{}, err
 	}
@@ -131,7 +140,6 @@ func openInfo(ctx context.Context, env *cliutil.Env, c *cli.Context, path string
 		o.Close()
 		return nil, info, err
 	}
-	noteReplay(env, info.NeedsReplay)
 	return o, info, nil
 }
 

@@ -160,15 +160,11 @@ func runVolumeDelete(ctx context.Context, env *cliutil.Env, c *cli.Context) (err
 	if c.Bool("force") {
 		keys = givenKeys
 	}
-	o, err := openOperations(ctx, env, c, ref.Store, forWriting, keys)
+	o, info, err := openDescribed(ctx, env, c, ref.Store, forWriting, keys)
 	if err != nil {
 		return err
 	}
 	defer closeOperations(o, &err)
-	info, err := o.Info(ctx)
-	if err != nil {
-		return err
-	}
 	v, err := findVolume(info, ref)
 	if err != nil {
 		return err
