@@ -31,9 +31,23 @@ func TestFamilyCuts(t *testing.T) {
 	}
 	began, rng, cuts := time.Now(), rand.New(rand.NewPCG(seed, 2)), 0
 	for round := 0; cuts < n && !t.Failed(); round++ {
-		t.Run(fmt.Sprint("round", round), func(t *testing.T) { cuts += familyRound(t, rng) })
+		t.Run(fmt.Sprint("round", round), func(t *testing.T) { cuts += familyRound(t, rng, false) })
 	}
 	t.Logf("RESULT family: %d cuts, FSX_SEED=%d, %v", cuts, seed, time.Since(began).Round(time.Second))
+}
+
+// TestKeyCuts is the same where every other step is a rekeying or a reencryption:
+// the old keys or the new ones, and no flush that is lost.
+func TestKeyCuts(t *testing.T) {
+	seed, n := seedOf(t), wanted(t)/4
+	if full() {
+		n = 1000
+	}
+	began, rng, cuts := time.Now(), rand.New(rand.NewPCG(seed, 4)), 0
+	for round := 0; cuts < n && !t.Failed(); round++ {
+		t.Run(fmt.Sprint("round", round), func(t *testing.T) { cuts += familyRound(t, rng, true) })
+	}
+	t.Logf("RESULT keys: %d cuts, FSX_SEED=%d, %v", cuts, seed, time.Since(began).Round(time.Second))
 }
 
 // content is what can be seen of a store: of volumes and snapshots the sums, and
@@ -49,6 +63,7 @@ type families struct {
 	names  []string            // of volumes
 	snaps  map[string][]string // of each, oldest first
 	next   int
+	keys   bool // every other step changes keys
 	states []content
 	what   []string
 }
@@ -80,13 +95,13 @@ func openFamilyWith(path string, o volume.Options) (*volume.Store, error) {
 
 const familySize = 512<<10 - 1536
 
-func familyRound(t *testing.T, rng *rand.Rand) int {
+func familyRound(t *testing.T, rng *rand.Rand, keys bool) int {
 	rec := crash.Mount(t, crash.Options{})
 	path := filepath.Join(rec.Dir(), storeName)
 	must(t, createStore(path, familySize))
 	s, err := openFamily(path)
 	must(t, err)
-	f := &families{t: t, rng: rng, path: path, s: s, names: []string{"main"}, snaps: map[string][]string{}}
+	f := &families{t: t, rng: rng, path: path, s: s, names: []string{"main"}, snaps: map[string][]string{}, keys: keys}
 	start, err := see(f.s)
 	must(t, err)
 	f.states, f.what = append(f.states, start), append(f.what, "start")
@@ -225,6 +240,10 @@ func (f *families) step() string {
 	must(t, err)
 	snaps := f.snaps[name]
 	switch k := f.rng.IntN(100); {
+	case f.keys && k%4 == 0:
+		return f.rekey(name)
+	case f.keys && k%4 == 1:
+		return f.reencrypt(name)
 	case k < 25:
 		b := f.rng.Int64N(v.Size() / blockSize)
 		p := make([]byte, blockSize)
@@ -280,18 +299,9 @@ func (f *families) step() string {
 		delete(f.snaps, name)
 		return "rename " + name
 	case k < 92:
-		o := volume.RekeyOptions{Secrets: []crypt.Secret{otherSecret()}}
-		if f.rng.IntN(2) == 0 {
-			o.Secrets, err = secrets()
-			must(t, err)
-		}
-		_, err := f.s.Rekey(ctx, name, o)
-		must(t, err)
-		return "rekey " + name
+		return f.rekey(name)
 	case k < 93:
-		_, err := f.s.Reencrypt(ctx, name, volume.ReencryptOptions{})
-		must(t, err)
-		return "reencrypt " + name
+		return f.reencrypt(name)
 	case k < 96:
 		_, err := f.s.Compact(ctx)
 		must(t, err)
@@ -304,4 +314,21 @@ func (f *families) step() string {
 	f.s, err = openFamily(f.path)
 	must(t, err)
 	return "reopen"
+}
+
+func (f *families) rekey(name string) string {
+	o, err := volume.RekeyOptions{Secrets: []crypt.Secret{otherSecret()}}, error(nil)
+	if f.rng.IntN(2) == 0 {
+		o.Secrets, err = secrets()
+		must(f.t, err)
+	}
+	_, err = f.s.Rekey(context.Background(), name, o)
+	must(f.t, err)
+	return "rekey " + name
+}
+
+func (f *families) reencrypt(name string) string {
+	_, err := f.s.Reencrypt(context.Background(), name, volume.ReencryptOptions{})
+	must(f.t, err)
+	return "reencrypt " + name
 }
