@@ -44,11 +44,11 @@ type storedRing struct {
 }
 
 // readKeyring returns the areas of the keyring file that are whole, the newest
-// first: at least one.
-func (s *Store) readKeyring() (rings []storedRing, err error) {
+// first: at least one. torn says that the other is none.
+func (s *Store) readKeyring() (rings []storedRing, torn bool, err error) {
 	areas, err := s.dir.ReadKeyring()
 	if err != nil {
-		return nil, mapCorrupt(err)
+		return nil, false, mapCorrupt(err)
 	}
 	for _, a := range areas {
 		ring, parseErr := crypt.ParseKeyring(a.Body, crypt.UUID(s.dir.Super.UUID))
@@ -59,23 +59,29 @@ func (s *Store) readKeyring() (rings []storedRing, err error) {
 		rings = append(rings, storedRing{a, ring})
 	}
 	if len(rings) == 0 {
-		return nil, fmt.Errorf("%s: keyring: %w: %w", s.dir.Path, ErrDamaged, err)
+		return nil, false, fmt.Errorf("%s: keyring: %w: %w", s.dir.Path, ErrDamaged, err)
 	}
-	return rings, nil
+	return rings, len(areas) == 1, nil
 }
 
 // settleKeyring chooses between two areas that differ, which a change of keys
 // that was interrupted leaves: the one that the heads name. A store that may be
 // written then gets both areas alike.
-func (s *Store) settleKeyring(rings []storedRing) error {
+func (s *Store) settleKeyring(rings []storedRing, torn bool) error {
 	newest := rings[0]
 	s.keyring, s.ringGen = newest.ring, newest.Generation
-	if len(rings) == 1 || bytes.Equal(newest.Body, rings[1].Body) {
+	if len(rings) == 1 {
+		if torn && !s.opt.ReadOnly && s.fits(newest.ring, newest.ring) {
+			s.healKeyring(newest)
+		}
+		return nil
+	}
+	if bytes.Equal(newest.Body, rings[1].Body) {
 		return nil
 	}
 	body, gen := newest.Body, newest.Generation+1
-	if !s.fits(newest.ring) {
-		if !s.fits(rings[1].ring) {
+	if !s.fits(newest.ring, rings[1].ring) {
+		if !s.fits(rings[1].ring, newest.ring) {
 			return nil // damage, which opening the volumes will find
 		}
 		s.log.Info("undone: a change of the keys that was interrupted")
@@ -86,19 +92,50 @@ func (s *Store) settleKeyring(rings []storedRing) error {
 		return nil
 	}
 	s.ringGen = gen
-	return s.dir.WriteKeyring(body, gen)
+	return s.dir.ShredKeyring(body, gen)
+}
+
+// healKeyring writes the area that is not whole. A change that was interrupted
+// there may have left parts of slots that were to be destroyed.
+func (s *Store) healKeyring(whole storedRing) {
+	if err := s.dir.ShredKeyring(whole.Body, whole.Generation+1); err != nil {
+		s.log.Warn("only one area of the keyring is whole", "err", err)
+		return
+	}
+	s.ringGen = whole.Generation + 1
 }
 
 // fits says whether a keyring is the one that all heads name, with nothing
-// beside what they name.
-func (s *Store) fits(ring *crypt.Keyring) bool {
+// beside what they name. A head that names neither this keyring nor the other is
+// damaged, and decides nothing.
+func (s *Store) fits(ring, other *crypt.Keyring) bool {
+	here, there := slotted(ring), slotted(other)
 	for _, h := range s.heads {
-		bag, ok := ring.BagDigest(crypt.UUID(h.UUID))
-		if !ok || layout.Hash(bag) != h.BagDigest || layout.Hash(ring.SlotsDigest(crypt.ID(h.VolumeKey))) != h.SlotsDigest {
+		if !named(&h, ring, here) && (ring == other || named(&h, other, there)) {
 			return false
 		}
 	}
 	return len(strayBags(ring, s.heads)) == 0
+}
+
+// slotted are the volume keys that have a slot in a keyring. What a head says of
+// the slots of another means nothing: shredding them needs no key, so that no head
+// could be told (shred.go), and without a slot nobody opens it anyway but who has
+// the key in memory.
+func slotted(ring *crypt.Keyring) map[crypt.ID]bool {
+	m := map[crypt.ID]bool{}
+	for _, slot := range ring.Slots() {
+		m[slot.VolumeKey] = true
+	}
+	return m
+}
+
+// named says whether a head names the bag and the slots that a keyring has;
+// slotted is of that keyring.
+func named(h *layout.Head, ring *crypt.Keyring, slotted map[crypt.ID]bool) bool {
+	bag, ok := ring.BagDigest(crypt.UUID(h.UUID))
+	return ok && layout.Hash(bag) == h.BagDigest &&
+		(!slotted[crypt.ID(h.VolumeKey)] || layout.Hash(ring.SlotsDigest(crypt.ID(h.VolumeKey))) == h.SlotsDigest)
 }
 
 // changeKeys changes the keyring, together with what commit makes durable in one
@@ -106,6 +143,9 @@ func (s *Store) fits(ring *crypt.Keyring) bool {
 // two, and after a crash there, the areas differ, and the heads tell which one
 // counts. take, under mu, takes over what is durable then. The caller holds ops.
 func (s *Store) changeKeys(change func(*crypt.Keyring) error, commit func(*crypt.Keyring) error, take func()) error {
+	if s.undecided != nil {
+		return s.undecided
+	}
 	old := s.Keyring().Encode()
 	next, err := crypt.ParseKeyring(old, crypt.UUID(s.dir.Super.UUID))
 	if err != nil {
@@ -120,7 +160,10 @@ func (s *Store) changeKeys(change func(*crypt.Keyring) error, commit func(*crypt
 		err = commit(next)
 	}
 	if errors.Is(err, metadb.ErrFailed) {
-		return err // it may be durable all the same: the heads will tell
+		// It may be durable all the same: the heads will tell. Until they have, both
+		// areas are needed as they are.
+		s.undecided = err
+		return err
 	}
 	if err != nil {
 		// The area that was overwritten gets what still counts. Until it has, it is

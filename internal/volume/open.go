@@ -63,13 +63,12 @@ func (v *Volume) unlock(vk *crypt.VolumeKey, hint layout.Head) error {
 	case err != nil:
 		return err
 	}
-	bag, _ := keyring.BagDigest(crypt.UUID(head.UUID))
 	switch {
 	case head.Store != super.UUID || head.Volume != v.id || head.UUID != hint.UUID:
 		return fmt.Errorf("%w: the head belongs to another volume", ErrDamaged)
 	case head.Superblock != super.Digest():
 		return fmt.Errorf("%w: the superblock is not the one that the head names", ErrDamaged)
-	case head.BagDigest != layout.Hash(bag) || head.SlotsDigest != layout.Hash(keyring.SlotsDigest(vk.ID())):
+	case !named(head, keyring, slotted(keyring)):
 		return fmt.Errorf("%w: the keyring is not the one that the head names", ErrDamaged)
 	case head.Root.Height != maptree.HeightFor(blocksOf(head.Size)):
 		return fmt.Errorf("%w: the map is not of the volume's size", ErrDamaged)

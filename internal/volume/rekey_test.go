@@ -314,13 +314,3 @@ func volumeOf(t testing.TB, s *volume.Store, name string) *volume.Volume {
 	must(t, err)
 	return v
 }
-
-// noProblems is checkClean where keys are missing.
-func noProblems(t testing.TB, s *volume.Store) {
-	t.Helper()
-	r, err := s.Check(ctx0, volume.CheckOptions{})
-	must(t, err)
-	for _, p := range r.Problems {
-		t.Errorf("check: %v", p)
-	}
-}

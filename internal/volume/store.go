@@ -106,6 +106,8 @@ type Store struct {
 	// ops serialises changes of what volumes there are, and of their keys.
 	ops     sync.Mutex
 	ringGen uint64 // generation of the keyring on disk
+	// undecided is why it is not known which area of the keyring counts, if so.
+	undecided error
 
 	// opening serialises the opening of volumes; it is taken before mu.
 	opening sync.Mutex
@@ -283,7 +285,7 @@ func Open(path string, o Options) (_ *Store, err error) {
 			s.closeFiles(false)
 		}
 	}()
-	rings, err := s.readKeyring()
+	rings, torn, err := s.readKeyring()
 	if err != nil {
 		return nil, err
 	}
@@ -305,7 +307,7 @@ func Open(path string, o Options) (_ *Store, err error) {
 	if err := s.loadHeads(); err != nil {
 		return nil, err
 	}
-	if err := s.settleKeyring(rings); err != nil {
+	if err := s.settleKeyring(rings, torn); err != nil {
 		return nil, err
 	}
 	if !s.opt.ReadOnly {

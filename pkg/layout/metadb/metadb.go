@@ -48,7 +48,8 @@ var (
 	// ErrNoSpace says that the file system has less than Options.MinFree left.
 	// Nothing of the refused batch part or transaction was written.
 	ErrNoSpace = errors.New("no space left for metadata")
-	// ErrFailed says that an earlier write failed; the database takes no more.
+	// ErrFailed says that this write or an earlier one failed; the database takes no
+	// more. Of the write that failed it is not known whether it is durable.
 	ErrFailed = errors.New("metadata database failed")
 	// ErrClosed says that the database is closed.
 	ErrClosed = errors.New("metadata database closed")
@@ -232,7 +233,7 @@ func (d *DB) Close() error {
 // fail makes err the reason for refusing every later write.
 func (d *DB) fail(err error) error {
 	d.failed.CompareAndSwap(nil, &err)
-	return err
+	return fmt.Errorf("%w: %w", ErrFailed, err)
 }
 
 // writable says why a write may not begin.

@@ -3,8 +3,6 @@
 package store
 
 import (
-	"cmp"
-	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -13,7 +11,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"syscall"
 	"time"
 
@@ -290,112 +287,4 @@ func (d *Dir) Close(clean bool) error {
 		err = d.fs.Remove(filepath.Join(d.Path, holderName))
 	}
 	return errors.Join(err, d.lock.Close())
-}
-
-// The keyring file has two areas, written in turn:
-//
-//	 0  magic "FSXKRING"
-//	 8  generation, be64
-//	16  length of the body, be32
-//	20  zeros, 12
-//	32  SHA-256 of bytes 0 to 31 and the body
-//	64  body (docs/crypto.md)
-const (
-	keyringMagic  = "FSXKRING"
-	areaSize      = 16 << 20
-	areaHeader    = 64
-	maxKeyringLen = areaSize - areaHeader
-)
-
-// KeyringArea is one valid area of the keyring file.
-type KeyringArea struct {
-	Body       []byte
-	Generation uint64
-}
-
-// ReadKeyring returns the valid areas, the newest first: at least one. They are
-// durable: an area that a killed process wrote is synced before it is believed.
-func (d *Dir) ReadKeyring() (areas []KeyringArea, err error) {
-	f, err := d.fs.OpenFile(filepath.Join(d.Path, keyringName), os.O_RDONLY, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	if err := f.Datasync(); err != nil {
-		return nil, err
-	}
-	for area := range int64(2) {
-		b, gen, err := readArea(f, area*areaSize)
-		if err != nil {
-			return nil, err
-		}
-		if b != nil && gen != 0 && gen%2 == uint64(area) {
-			areas = append(areas, KeyringArea{b, gen})
-		}
-	}
-	if len(areas) == 0 {
-		return nil, fmt.Errorf("%s: keyring: %w: no valid area", d.Path, layout.ErrCorrupt)
-	}
-	slices.SortFunc(areas, func(a, b KeyringArea) int { return cmp.Compare(b.Generation, a.Generation) })
-	return areas, nil
-}
-
-func readArea(f vfs.File, off int64) (body []byte, gen uint64, err error) {
-	var h [areaHeader]byte
-	if n, err := f.ReadAt(h[:], off); n < len(h) {
-		if errors.Is(err, io.EOF) {
-			return nil, 0, nil
-		}
-		return nil, 0, err
-	}
-	n := be.Uint32(h[16:])
-	if string(h[:8]) != keyringMagic || n > maxKeyringLen || [12]byte(h[20:32]) != [12]byte{} {
-		return nil, 0, nil
-	}
-	body = make([]byte, n)
-	if m, err := f.ReadAt(body, off+areaHeader); m < len(body) {
-		if errors.Is(err, io.EOF) {
-			return nil, 0, nil
-		}
-		return nil, 0, err
-	}
-	if areaSum(h[:32], body) != layout.Hash(h[32:]) {
-		return nil, 0, nil
-	}
-	return body, be.Uint64(h[8:]), nil
-}
-
-func areaSum(header, body []byte) (sum layout.Hash) {
-	s := sha256.New()
-	s.Write(header)
-	s.Write(body)
-	s.Sum(sum[:0])
-	return sum
-}
-
-// WriteKeyring writes the body into the area that the generation belongs to, and
-// syncs it: with the generation after the newest into the older area, so that a
-// torn write leaves the newer one.
-func (d *Dir) WriteKeyring(body []byte, generation uint64) error {
-	if len(body) > maxKeyringLen {
-		return fmt.Errorf("keyring: %d bytes are too many", len(body))
-	}
-	f, err := d.fs.OpenFile(filepath.Join(d.Path, keyringName), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	b := make([]byte, areaHeader, areaHeader+len(body))
-	copy(b, keyringMagic)
-	be.PutUint64(b[8:], generation)
-	be.PutUint32(b[16:], uint32(len(body)))
-	sum := areaSum(b[:32], body)
-	copy(b[32:], sum[:])
-	if _, err := f.WriteAt(append(b, body...), int64(generation%2)*areaSize); err != nil {
-		return err
-	}
-	if err := f.Datasync(); err != nil {
-		return err
-	}
-	return d.fs.SyncDir(d.Path)
 }
