@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -84,6 +85,10 @@ func printInfo(w io.Writer, r infoResult) error {
 		} else if r != nil {
 			fmt.Fprintf(t, "  reencrypt\t%s of %s\n", cliutil.FormatSize(r.Done), cliutil.FormatSize(r.Total))
 		}
+		fmt.Fprintf(t, "  epoch\t%d\n  opens with\t%s\n", v.Epoch, describeSlotsOf(v, r.Slots))
+		if len(v.AlsoReads) > 0 {
+			fmt.Fprintf(t, "  also read by\twho opens %s; they have the data keys of what is shared, and could alter it\n", strings.Join(v.AlsoReads, ", "))
+		}
 		if v.Parent != "" {
 			fmt.Fprintf(t, "  clone of\t%s@%s\n", v.Parent, v.ParentSnapshot)
 		}
@@ -99,6 +104,24 @@ func printInfo(w io.Writer, r infoResult) error {
 		fmt.Fprintf(t, "\nhidden\t%d deleted or rolled back, needed by others\n  on disk\t%s\n", n, cliutil.FormatSize(allocated))
 	}
 	return t.Flush()
+}
+
+// describeSlotsOf says what opens a volume: whoever can, reads and writes it.
+func describeSlotsOf(v control.Volume, slots []control.Slot) string {
+	var l []string
+	for _, s := range slots {
+		switch {
+		case s.VolumeKey != v.VolumeKey:
+		case s.Type == crypt.SlotClear.String():
+			l = append(l, fmt.Sprintf("slot %d (clear: anyone reads and alters it)", s.Slot))
+		default:
+			l = append(l, fmt.Sprintf("slot %d (%s)", s.Slot, s.Type))
+		}
+	}
+	if len(l) == 0 {
+		return noSlot + ": it is lost, unless a backup of the keyring has one, or a server its key"
+	}
+	return strings.Join(l, ", ")
 }
 
 // describeSlot describes a slot for people.

@@ -26,6 +26,7 @@ func newApp() *cli.App {
 			mapCommand(),
 			snapshotCommand(),
 			cloneCommand(),
+			keyCommand(),
 			volumeCommand(),
 			resizeCommand(),
 			flattenCommand(),

@@ -23,13 +23,19 @@ func DescribeSlots(slots []crypt.SlotInfo) []Slot {
 
 // describeVolumes describes volumes, and among them, who descends from whom: all are
 // the volumes of the store, those too that were deleted and stay for their clones.
-func describeVolumes(volumes, all []volume.VolumeInfo) []Volume {
+func describeVolumes(volumes, all []volume.VolumeInfo, slots []crypt.SlotInfo) []Volume {
 	f := familyOf(all)
 	out := []Volume{}
 	for _, v := range volumes {
 		d := Volume{
 			Name: v.Name, ID: v.ID.String(), UUID: v.UUID.String(), Size: v.Size, Used: v.Live, Alone: v.Alone, Allocated: v.Allocated,
-			Cipher: v.Mode.String(), VolumeKey: v.VolumeKey.String(), Created: v.Created.UTC(), Snapshots: []Snapshot{}, Ephemeral: v.Ephemeral, Lost: v.Lost,
+			Cipher: v.Mode.String(), VolumeKey: v.VolumeKey.String(), Created: v.Created.UTC(), Snapshots: []Snapshot{},
+			Epoch: v.Epoch, Slots: []int{}, AlsoReads: f.alsoReads(v), Ephemeral: v.Ephemeral, Lost: v.Lost,
+		}
+		for _, s := range slots {
+			if s.VolumeKey == v.VolumeKey {
+				d.Slots = append(d.Slots, s.Number)
+			}
 		}
 		if v.Parent != 0 {
 			d.ParentID = v.Parent.String()
@@ -77,6 +83,25 @@ func (f family) parent(v volume.VolumeInfo) (name, snapshot string) {
 		snapshot = v.ParentSnapshot
 	}
 	return name, snapshot
+}
+
+// alsoReads names the volumes under another volume key that descend from v.
+func (f family) alsoReads(v volume.VolumeInfo) []string {
+	names := []string{}
+	for id, other := range f.byID {
+		if other.Hidden || other.VolumeKey == v.VolumeKey {
+			continue
+		}
+		for n := 0; other.Parent != 0 && n <= len(f.byID); n++ {
+			if other.Parent == v.ID || f.goes[other.Parent] == v.Name && !v.Hidden {
+				names = append(names, f.byID[id].Name)
+				break
+			}
+			other = f.byID[other.Parent]
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 func describeSnapshot(s volume.SnapshotInfo) Snapshot {

@@ -54,7 +54,7 @@ func (l *Local) Info(context.Context) (Info, error) {
 		return Info{}, err
 	}
 	all := slices.Concat(info.Volumes, info.Hidden)
-	volumes := describeVolumes(info.Volumes, all)
+	volumes := describeVolumes(info.Volumes, all, info.Slots)
 	for i := range volumes {
 		if done, total, err, ok := l.jobs.progress(volumes[i].Name); ok {
 			volumes[i].Reencrypting = &Reencrypting{Done: done, Total: total}
@@ -65,7 +65,7 @@ func (l *Local) Info(context.Context) (Info, error) {
 	}
 	return Info{
 		UUID: info.UUID.String(), FormatVersion: info.Version, Created: info.Created.UTC(), Allocated: info.Allocated,
-		NeedsReplay: needsReplay(info.Volumes), Slots: DescribeSlots(info.Slots), Volumes: volumes, Hidden: describeVolumes(info.Hidden, all),
+		NeedsReplay: needsReplay(info.Volumes), Slots: DescribeSlots(info.Slots), Volumes: volumes, Hidden: describeVolumes(info.Hidden, all, info.Slots),
 	}, nil
 }
 

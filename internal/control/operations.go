@@ -43,6 +43,7 @@ type Operations interface {
 	Rekey(ctx context.Context, r RekeyRequest) (Rekeyed, error)
 	// Reencrypt rewrites what a volume has under older data keys.
 	Reencrypt(ctx context.Context, r ReencryptRequest, progress func(done, total int64)) (Reencrypted, error)
+	KeyOperations
 
 	// Close releases the store, or the connection to its server.
 	Close() error
@@ -89,6 +90,13 @@ type Volume struct {
 	Cipher    string    `json:"cipher"`
 	VolumeKey string    `json:"volume_key"`
 	Created   time.Time `json:"created"`
+	Epoch     uint64    `json:"epoch"` // number of its head, which only grows
+	// Slots open it. Without any nobody does, but a process that has its key.
+	Slots []int `json:"slots"`
+	// AlsoReads are volumes under another volume key that share blocks with it, or may:
+	// who opens one of them has the data keys of what is shared, unless it was cloned
+	// without them.
+	AlsoReads []string `json:"also_reads"`
 
 	// What it was cloned from, unless that was deleted since.
 	Parent         string `json:"parent,omitempty"`
@@ -215,19 +223,15 @@ type ReencryptRequest struct {
 type Reencrypted struct {
 	Bytes      int64     `json:"bytes"` // rewritten
 	Removed    []DataKey `json:"keys_removed"`
-	Held       []DataKey `json:"keys_held"`  // older ones that something needs
+	Held       []HeldKey `json:"keys_held"`
 	Unreadable int64     `json:"unreadable"` // bytes whose data key is missing
 	Background bool      `json:"background"` // it goes on, or was stopped, in the server
 }
 
-// DataKey is a data key of a volume's bag.
-type DataKey struct {
-	Number    int      `json:"number"` // what x-fsx:key tells
-	ID        string   `json:"id"`
-	Cipher    string   `json:"cipher"`
-	Writable  bool     `json:"writable"`
-	Bytes     uint64   `json:"bytes"`             // sealed under it; advisory
-	Snapshots []string `json:"held_by,omitempty"` // that need it
+// HeldKey is an older data key that something needs.
+type HeldKey struct {
+	DataKey
+	Snapshots []string `json:"held_by"`
 }
 
 // VolumeRequest asks for an empty volume.

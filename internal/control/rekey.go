@@ -7,7 +7,6 @@ import (
 
 	"github.com/fsximg/fsx/internal/cliutil"
 	"github.com/fsximg/fsx/internal/volume"
-	"github.com/fsximg/fsx/pkg/crypt"
 )
 
 // Rekey implements Operations.
@@ -60,20 +59,14 @@ func (l *Local) Reencrypt(ctx context.Context, r ReencryptRequest, progress func
 }
 
 func describeReencrypted(r volume.Reencrypted, background bool) Reencrypted {
-	d := Reencrypted{Bytes: r.Bytes, Removed: []DataKey{}, Held: []DataKey{}, Unreadable: r.Unreadable, Background: background}
+	d := Reencrypted{Bytes: r.Bytes, Removed: []DataKey{}, Held: []HeldKey{}, Unreadable: r.Unreadable, Background: background}
 	for _, k := range r.Removed {
 		d.Removed = append(d.Removed, describeDataKey(k))
 	}
 	for _, k := range r.Held {
-		held := describeDataKey(k.KeyInfo)
-		held.Snapshots = k.Snapshots
-		d.Held = append(d.Held, held)
+		d.Held = append(d.Held, HeldKey{describeDataKey(k.KeyInfo), k.Snapshots})
 	}
 	return d
-}
-
-func describeDataKey(k crypt.KeyInfo) DataKey {
-	return DataKey{Number: k.Number, ID: k.ID.String(), Cipher: k.Mode.String(), Writable: k.Writable, Bytes: k.Bytes}
 }
 
 // jobs are what goes on in the background: one for a volume. Its zero value is

@@ -151,6 +151,9 @@ func (s *Server) do(ctx context.Context, w http.ResponseWriter, q *http.Request,
 	}
 	do := operations[name]
 	if do == nil {
+		do = keyOperations[name]
+	}
+	if do == nil {
 		return nil, cliutil.Errorf(ErrProtocol, "this server (%s %s) does not know the operation %q", s.cfg.Program, s.cfg.Version, name)
 	}
 	return do(ctx, s.cfg.Operations, body, r)

@@ -36,6 +36,7 @@ type VolumeInfo struct {
 	Created   time.Time
 	VolumeKey crypt.ID
 	Mode      crypt.Mode
+	Epoch     uint64 // number of its head, which only grows
 	// Parent is the volume it starts from, 0 if it is no clone, with its name
 	// and that of the snapshot.
 	Parent                     layout.VolumeID
@@ -156,7 +157,7 @@ func (s *Store) volumeInfo(id layout.VolumeID) (VolumeInfo, error) {
 	}
 	i := VolumeInfo{
 		ID: id, UUID: h.UUID, Name: h.Name, Size: int64(h.Size), Created: h.Created, Hidden: s.fate(id) != 0,
-		VolumeKey: crypt.ID(h.VolumeKey), Mode: crypt.Mode(h.Mode), Parent: h.Parent, RolledBack: h.Continues,
+		VolumeKey: crypt.ID(h.VolumeKey), Mode: crypt.Mode(h.Mode), Epoch: h.Epoch, Parent: h.Parent, RolledBack: h.Continues,
 		NeedsReplay: s.dir.Unclean && open == nil && s.hasLog(id), Unlocked: open != nil,
 		Ephemeral: h.Ephemeral, Lost: h.Ephemeral && s.keyOf(h.VolumeKey) == nil,
 	}

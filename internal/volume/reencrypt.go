@@ -256,18 +256,6 @@ func (s *Store) removeKeys(v *Volume, keys []crypt.KeyInfo) error {
 	return nil
 }
 
-// DataKeys lists the data keys of the volume's bag, by number. What was sealed since
-// the last checkpoint is not counted.
-func (v *Volume) DataKeys() []crypt.KeyInfo {
-	keys, sealed := v.bag.Keys(), v.headNow().Sealed
-	for i := range keys {
-		if keys[i].Writable {
-			keys[i].Bytes += sealed
-		}
-	}
-	return keys
-}
-
 // heldKeys says which of a volume's own snapshots have blocks under which of some
 // data keys. Of each only what differs from the next newer one is looked at.
 func (v *Volume) heldKeys(ctx context.Context, keys []crypt.KeyInfo) (map[crypt.ID][]string, error) {
