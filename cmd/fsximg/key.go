@@ -51,6 +51,7 @@ func keyCommand() *cli.Command {
 			},
 			keyTestCommand(slot),
 			keyBackupCommand(),
+			keyRestoreCommand(),
 			keyShredCommand(),
 		},
 	}

@@ -132,6 +132,7 @@ var advice = []struct {
 }{
 	{volume.ErrKeyMissing, "name its key, too; of a served store, start the server with it. fsximg info --json STORE shows which slot opens which volume key"},
 	{volume.ErrReadOnly, "if the store is served, its server was started with --read-only"},
+	{volume.ErrWouldLose, "a newer backup may have it; --force goes on without"},
 	{volume.ErrLastSlot, "--force removes it; nothing opens its volumes then, but a backup of the keyring"},
 	{volume.ErrNotShredded, "shred it again: it goes on where it was"},
 	{volume.ErrLastVolume, "to delete the store, remove its folder"},

@@ -67,6 +67,9 @@ func (s *Store) shredTo(next *crypt.Keyring) error {
 		s.keyring = next
 		s.mu.Unlock()
 	}
+	if err := s.dropAside(); err != nil {
+		return fmt.Errorf("%w: %w", ErrNotShredded, err)
+	}
 	areas, err := s.dir.ReadKeyring()
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrNotShredded, err)

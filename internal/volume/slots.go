@@ -99,18 +99,18 @@ func (s *Store) changeSlots(id crypt.ID, change func(*crypt.Keyring, *crypt.Volu
 	if vk == nil {
 		return fmt.Errorf("volume key %s: %w", id, ErrKeyMissing)
 	}
-	heads := &headsOfKey{s: s, vk: vk}
+	heads := &headsUnder{s: s, keys: []*crypt.VolumeKey{vk}}
 	defer heads.release()
 	return s.changeKeys(func(ring *crypt.Keyring) error { return change(ring, vk) }, heads.sign, heads.takeLocked)
 }
 
-// headsOfKey are the heads of all volumes under a volume key, hidden ones too,
+// headsUnder are the heads of all volumes under some volume keys, hidden ones too,
 // while they are signed again. Between sign and release no volume is opened, since
 // its head and the keyring in memory would not belong together, and none of those
 // that are open makes a head of its own.
-type headsOfKey struct {
+type headsUnder struct {
 	s      *Store
-	vk     *crypt.VolumeKey
+	keys   []*crypt.VolumeKey
 	rescue bool // what the heads name now does not count
 	held   bool
 	open   []*Volume // by ascending number; their upkeep is held
@@ -119,12 +119,12 @@ type headsOfKey struct {
 
 // sign has the heads name the slots of a keyring, in one transaction. About 900
 // fit; more are metadb.ErrTooLarge.
-func (k *headsOfKey) sign(ring *crypt.Keyring) error {
+func (k *headsUnder) sign(ring *crypt.Keyring) error {
 	k.hold()
 	k.next = nil
 	err := k.s.db.Update(func(tx *metadb.Txn) error {
 		for _, id := range k.volumes() {
-			head, encoded, err := k.signed(id, layout.Hash(ring.SlotsDigest(k.vk.ID())))
+			head, encoded, err := k.signed(id, ring)
 			if err != nil {
 				return err
 			}
@@ -136,7 +136,7 @@ func (k *headsOfKey) sign(ring *crypt.Keyring) error {
 		return nil
 	})
 	if errors.Is(err, metadb.ErrTooLarge) {
-		err = fmt.Errorf("volume key %s has too many volumes for one change: %w", k.vk.ID(), err)
+		err = fmt.Errorf("a volume key has too many volumes for one change: %w", err)
 	}
 	if err != nil {
 		return err
@@ -151,13 +151,13 @@ func (k *headsOfKey) sign(ring *crypt.Keyring) error {
 }
 
 // takeLocked takes over the heads that are durable now. The caller holds s.mu.
-func (k *headsOfKey) takeLocked() {
+func (k *headsUnder) takeLocked() {
 	for _, h := range k.next {
 		k.s.heads[h.Volume] = h
 	}
 }
 
-func (k *headsOfKey) hold() {
+func (k *headsUnder) hold() {
 	k.s.opening.Lock()
 	k.held = true
 	for _, id := range k.volumes() {
@@ -168,7 +168,7 @@ func (k *headsOfKey) hold() {
 	}
 }
 
-func (k *headsOfKey) release() {
+func (k *headsUnder) release() {
 	for _, v := range k.open {
 		v.upkeep.Unlock()
 	}
@@ -177,13 +177,23 @@ func (k *headsOfKey) release() {
 	}
 }
 
-// volumes are the volumes under the key, by ascending number. One that is going has
+// keyOf is the one of the keys that a head is under.
+func (k *headsUnder) keyOf(h *layout.Head) *crypt.VolumeKey {
+	for _, vk := range k.keys {
+		if vk.ID() == crypt.ID(h.VolumeKey) {
+			return vk
+		}
+	}
+	return nil
+}
+
+// volumes are the volumes under the keys, by ascending number. One that is going has
 // no head.
-func (k *headsOfKey) volumes() (ids []layout.VolumeID) {
+func (k *headsUnder) volumes() (ids []layout.VolumeID) {
 	k.s.mu.RLock()
 	defer k.s.mu.RUnlock()
 	for id, h := range k.s.heads {
-		if crypt.ID(h.VolumeKey) == k.vk.ID() {
+		if k.keyOf(&h) != nil {
 			ids = append(ids, id)
 		}
 	}
@@ -193,10 +203,10 @@ func (k *headsOfKey) volumes() (ids []layout.VolumeID) {
 
 // signed is the next head of a volume. Only one that is authentic, and that names
 // what is there now, is signed again: nothing else may become authentic by it.
-func (k *headsOfKey) signed(id layout.VolumeID, digest layout.Hash) (head layout.Head, encoded []byte, err error) {
+func (k *headsUnder) signed(id layout.VolumeID, next *crypt.Keyring) (head layout.Head, encoded []byte, err error) {
 	if v := k.s.openedVolume(id); v != nil {
 		head = v.headNow()
-		head.SlotsDigest = digest
+		head.SlotsDigest = next.SlotsDigest(crypt.ID(head.VolumeKey))
 		head.Epoch++
 		return head, head.Encode(v.signHead), nil
 	}
@@ -204,7 +214,7 @@ func (k *headsOfKey) signed(id layout.VolumeID, digest layout.Hash) (head layout
 	hint, ring := k.s.heads[id], k.s.keyring
 	k.s.mu.RUnlock()
 	super := k.s.dir.Super
-	auth, err := crypt.NewAuthority(k.vk, crypt.UUID(super.UUID), crypt.UUID(hint.UUID))
+	auth, err := crypt.NewAuthority(k.keyOf(&hint), crypt.UUID(super.UUID), crypt.UUID(hint.UUID))
 	if err != nil {
 		return head, nil, err
 	}
@@ -222,12 +232,12 @@ func (k *headsOfKey) signed(id layout.VolumeID, digest layout.Hash) (head layout
 		return head, nil, fmt.Errorf("volume %s: %w: %w", hint.Name, ErrDamaged, err)
 	case err != nil:
 		return head, nil, err
-	case head.Store != super.UUID || head.Volume != id || head.UUID != hint.UUID || head.Superblock != super.Digest():
+	case head.Store != super.UUID || head.Volume != id || head.UUID != hint.UUID || head.VolumeKey != hint.VolumeKey || head.Superblock != super.Digest():
 		return head, nil, fmt.Errorf("volume %s: %w: the head belongs to another volume or store", hint.Name, ErrDamaged)
 	case !k.rescue && !named(&head, ring, slotted(ring)):
 		return head, nil, fmt.Errorf("volume %s: %w: the keyring is not the one that the head names", hint.Name, ErrDamaged)
 	}
-	head.SlotsDigest = digest
+	head.SlotsDigest = next.SlotsDigest(crypt.ID(head.VolumeKey))
 	head.Epoch++
 	return head, head.Encode(sign), nil
 }

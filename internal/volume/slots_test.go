@@ -255,6 +255,8 @@ func TestShred(t *testing.T) {
 	if _, err := s.ShredSlots(ctx0, crypt.ID{1}); !errors.Is(err, volume.ErrNoSlot) {
 		t.Errorf("shredding nothing: %v", err)
 	}
+	aside := filepath.Join(path, "keyring.old-1") // that a restoration left
+	must(t, os.WriteFile(aside, before, 0o600))
 	gone, err := s.ShredSlots(ctx0, keyOfMain(t, s))
 	must(t, err)
 	if len(gone) != 1 || gone[0].Number != 1 {
@@ -265,6 +267,7 @@ func TestShred(t *testing.T) {
 		t.Errorf("shredding again: %v, %v", gone, err)
 	}
 	closeStore(t, s)
+	noneAside(t, path)
 	all, err := os.ReadFile(filepath.Join(path, "keyring"))
 	must(t, err)
 	if slot := before[80 : 80+40+80]; bytes.Contains(all, slot[24:40]) || bytes.Contains(all, slot[len(slot)-16:]) {

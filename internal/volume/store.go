@@ -67,6 +67,7 @@ type Options struct {
 	Log *slog.Logger
 
 	limits limits
+	spare  *crypt.Keyring // to be restored, if the store has none (OpenForRestore)
 }
 
 // CreateOptions describe a new store.
@@ -286,7 +287,7 @@ func Open(path string, o Options) (_ *Store, err error) {
 		}
 	}()
 	rings, torn, err := s.readKeyring()
-	if err != nil {
+	if err != nil && !s.useSpare(err) {
 		return nil, err
 	}
 	if !s.opt.ReadOnly {
@@ -304,10 +305,13 @@ func Open(path string, o Options) (_ *Store, err error) {
 	if err := s.openIndex(meta, false); err != nil {
 		return nil, fmt.Errorf("%s: index: %w: %w", path, ErrDamaged, err)
 	}
-	if err := s.loadHeads(); err != nil {
+	if err = s.loadHeads(); err != nil {
 		return nil, err
 	}
-	if err := s.settleKeyring(rings, torn); err != nil {
+	if s.keyring == nil {
+		err = s.settleKeyring(rings, torn)
+	}
+	if err != nil {
 		return nil, err
 	}
 	if !s.opt.ReadOnly {
