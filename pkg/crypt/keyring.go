@@ -153,13 +153,16 @@ func (k *Keyring) HasClearSlot() bool {
 // the order of their slots. A passphrase costs one Argon2 run, however many
 // slots there are. If nothing opens the error is ErrWrongKey, and ErrAuth too
 // if a secret was right but its slot is damaged. The caller wipes the keys.
+//
+// The secrets that prove something are tried first, wherever they stand: a key
+// that one of them opens is VolumeKey.Proven, whatever else opens it too.
 func (k *Keyring) Unlock(secrets ...Secret) ([]*VolumeKey, error) {
 	k.mu.RLock()
 	slots := slices.Clone(k.slots) // slots are never changed in place
 	k.mu.RUnlock()
 	found := map[ID]*VolumeKey{}
 	var damage error
-	for _, s := range secrets {
+	for _, s := range provingFirst(secrets) {
 		if err := k.unlock(slots, s, found, &damage); err != nil {
 			for _, vk := range found {
 				vk.Wipe()
@@ -178,6 +181,20 @@ func (k *Keyring) Unlock(secrets ...Secret) ([]*VolumeKey, error) {
 		return nil, errors.Join(ErrWrongKey, damage)
 	}
 	return keys, nil
+}
+
+func provingFirst(secrets []Secret) []Secret {
+	sorted := slices.Clone(secrets)
+	slices.SortStableFunc(sorted, func(a, b Secret) int {
+		switch pa, pb := a.Type().proves(), b.Type().proves(); {
+		case pa == pb:
+			return 0
+		case pa:
+			return -1
+		}
+		return 1
+	})
+	return sorted
 }
 
 // unlock tries one secret on all slots of its type whose key is not yet found.

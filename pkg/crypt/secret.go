@@ -35,6 +35,10 @@ func (t SlotType) String() string {
 	return fmt.Sprintf("unknown-0x%02x", uint8(t))
 }
 
+// proves tells whether only someone who knows the secret can make a slot that
+// it opens.
+func (t SlotType) proves() bool { return t >= SlotPassphrase && t <= SlotRecoveryKey }
+
 // Secret opens and makes slots of one type. It prints as "[secret]". Wipe
 // destroys it; using it afterwards is ErrWiped.
 type Secret interface {

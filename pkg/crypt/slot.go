@@ -102,6 +102,7 @@ func (s slot) open(store UUID, kek []byte) (*VolumeKey, error) {
 		return nil, fmt.Errorf("slot %d: %w", s.number(), ErrAuth)
 	}
 	vk := volumeKeyIn(c)
+	vk.proven = s.kind().proves()
 	if want := s.volumeKey(); subtle.ConstantTimeCompare(vk.id[:], want[:]) != 1 {
 		vk.Wipe()
 		return nil, fmt.Errorf("slot %d holds another volume key: %w", s.number(), ErrAuth)

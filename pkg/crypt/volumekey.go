@@ -17,13 +17,17 @@ type VolumeKey struct {
 	mu  sync.RWMutex
 	mem *cell // nil once wiped
 	id  ID
+
+	proven bool // never changes once the key is handed out
 }
 
 // NewVolumeKey makes a random volume key.
 func NewVolumeKey() (*VolumeKey, error) {
 	c := newCell(volumeKeySize + prf512)
 	random(c.b[:volumeKeySize])
-	return volumeKeyIn(c), nil
+	k := volumeKeyIn(c)
+	k.proven = true
+	return k, nil
 }
 
 // volumeKeyIn takes over a cell that starts with the key.
@@ -38,6 +42,12 @@ func volumeKeyIn(c *cell) *VolumeKey {
 
 // ID names the key; it is derived from it and not secret.
 func (k *VolumeKey) ID() ID { return k.id }
+
+// Proven tells whether the key is known to come from someone who holds a secret
+// of the user's: it was made by this process, or a passphrase, a key file or a
+// recovery key opened it. A slot of any other type can be made by whoever
+// writes the store, for a volume key of his own choice, and proves nothing.
+func (k *VolumeKey) Proven() bool { return k.proven }
 
 // Wipe destroys the key. Authorities made from it go on; wipe them too.
 func (k *VolumeKey) Wipe() {
