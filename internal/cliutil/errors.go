@@ -130,6 +130,7 @@ var advice = []struct {
 	sentinel error
 	text     string
 }{
+	{volume.ErrLost, "fsximg volume delete --force frees its space"},
 	{volume.ErrKeyMissing, "name its key, too; of a served store, start the server with it. fsximg info --json STORE shows which slot opens which volume key"},
 	{volume.ErrReadOnly, "if the store is served, its server was started with --read-only"},
 	{volume.ErrWouldLose, "a newer backup may have it; --force goes on without"},
