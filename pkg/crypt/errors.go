@@ -44,6 +44,8 @@ var (
 	ErrNoSlot = errors.New("no such slot")
 	// ErrNoBag: no bag for that volume.
 	ErrNoBag = errors.New("no key bag for this volume")
+	// ErrSlotData: a slot's own data is too long, or not in canonical form.
+	ErrSlotData = errors.New("malformed slot data")
 	// ErrFull: the keyring or the bag has no room for another entry.
 	ErrFull = errors.New("too many entries")
 	// ErrKeyConflict: a bag already has this data key under another mode.

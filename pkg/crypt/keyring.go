@@ -58,7 +58,7 @@ func (k *Keyring) KDF() KDF { return k.kdf }
 // AddSlot wraps vk under s in a new slot with the lowest free number, which it
 // returns. A passphrase takes as long as the KDF says. Errors: ErrWiped, ErrFull.
 func (k *Keyring) AddSlot(vk *VolumeKey, s Secret) (int, error) {
-	kek, err := s.kek(k.kdf, &k.salt)
+	kek, data, err := s.makeKEK(k.kdf, &k.salt)
 	if err != nil {
 		return 0, fmt.Errorf("add slot: %w", err)
 	}
@@ -66,10 +66,10 @@ func (k *Keyring) AddSlot(vk *VolumeKey, s Secret) (int, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	number := k.freeNumberLocked()
-	if number > maxSlots || !k.roomLocked(slotHeader+slotPayload) {
+	if number > maxSlots || !k.roomLocked(slotHeader+slotPayload+len(data)) {
 		return 0, fmt.Errorf("add slot: %w", ErrFull)
 	}
-	if err := k.putSlotLocked(number, vk, s.Type(), kek.b); err != nil {
+	if err := k.putSlotLocked(number, vk, s.Type(), kek.b, data); err != nil {
 		return 0, fmt.Errorf("add slot: %w", err)
 	}
 	return number, nil
@@ -77,21 +77,25 @@ func (k *Keyring) AddSlot(vk *VolumeKey, s Secret) (int, error) {
 
 // ReplaceSlot wraps vk under s in slot number, whatever was there.
 func (k *Keyring) ReplaceSlot(number int, vk *VolumeKey, s Secret) error {
-	kek, err := s.kek(k.kdf, &k.salt)
+	kek, data, err := s.makeKEK(k.kdf, &k.salt)
 	if err != nil {
 		return fmt.Errorf("replace slot %d: %w", number, err)
 	}
 	defer kek.free()
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if _, ok := k.findSlotLocked(number); !ok {
+	i, ok := k.findSlotLocked(number)
+	if !ok {
 		return fmt.Errorf("replace slot %d: %w", number, ErrNoSlot)
 	}
-	return k.putSlotLocked(number, vk, s.Type(), kek.b)
+	if !k.roomLocked(slotHeader + slotPayload + len(data) - len(k.slots[i])) {
+		return fmt.Errorf("replace slot %d: %w", number, ErrFull)
+	}
+	return k.putSlotLocked(number, vk, s.Type(), kek.b, data)
 }
 
-func (k *Keyring) putSlotLocked(number int, vk *VolumeKey, t SlotType, kek []byte) error {
-	n, err := newSlot(k.store, number, t, vk, kek)
+func (k *Keyring) putSlotLocked(number int, vk *VolumeKey, t SlotType, kek, data []byte) error {
+	n, err := newSlot(k.store, number, t, vk, kek, data)
 	if err != nil {
 		return err
 	}
@@ -160,11 +164,10 @@ func (k *Keyring) Unlock(secrets ...Secret) ([]*VolumeKey, error) {
 	k.mu.RLock()
 	slots := slices.Clone(k.slots) // slots are never changed in place
 	k.mu.RUnlock()
-	found := map[ID]*VolumeKey{}
-	var damage error
+	u := unlocking{found: map[ID]*VolumeKey{}}
 	for _, s := range provingFirst(secrets) {
-		if err := k.unlock(slots, s, found, &damage); err != nil {
-			for _, vk := range found {
+		if err := k.unlock(slots, s, &u); err != nil {
+			for _, vk := range u.found {
 				vk.Wipe()
 			}
 			return nil, fmt.Errorf("unlock: %w", err)
@@ -172,15 +175,42 @@ func (k *Keyring) Unlock(secrets ...Secret) ([]*VolumeKey, error) {
 	}
 	var keys []*VolumeKey
 	for _, s := range slots {
-		if vk := found[s.volumeKey()]; vk != nil {
+		if vk := u.found[s.volumeKey()]; vk != nil {
 			keys = append(keys, vk)
-			delete(found, s.volumeKey())
+			delete(u.found, s.volumeKey())
 		}
 	}
 	if len(keys) == 0 {
-		return nil, errors.Join(ErrWrongKey, damage)
+		return nil, u.err()
 	}
 	return keys, nil
+}
+
+// unlocking is what trying secrets on slots has come to.
+type unlocking struct {
+	found   map[ID]*VolumeKey
+	damage  error      // a right secret's slot is damaged
+	refusal *SlotError // why a wrapper did not open a slot; the first that says most
+}
+
+// err is why no slot opened.
+func (u *unlocking) err() error {
+	switch {
+	case u.damage != nil:
+		return errors.Join(ErrWrongKey, u.damage)
+	case u.refusal != nil:
+		return u.refusal
+	}
+	return ErrWrongKey
+}
+
+// refuse notes why a slot did not open. That it may be the right one says more
+// than that it belongs to another.
+func (u *unlocking) refuse(sl slot, err error) {
+	e := &SlotError{sl.number(), sl.kind(), err}
+	if u.refusal == nil || errors.Is(u.refusal.Err, ErrWrongKey) && !errors.Is(err, ErrWrongKey) {
+		u.refusal = e
+	}
 }
 
 func provingFirst(secrets []Secret) []Secret {
@@ -198,24 +228,29 @@ func provingFirst(secrets []Secret) []Secret {
 }
 
 // unlock tries one secret on all slots of its type whose key is not yet found.
-func (k *Keyring) unlock(slots []slot, s Secret, found map[ID]*VolumeKey, damage *error) error {
+// The error is ErrWiped.
+func (k *Keyring) unlock(slots []slot, s Secret, u *unlocking) error {
 	var kek *cell
 	defer func() { kek.free() }()
 	for _, sl := range slots {
-		if sl.kind() != s.Type() || !sl.kind().opens() || found[sl.volumeKey()] != nil {
+		if sl.kind() != s.Type() || !sl.kind().opens() || u.found[sl.volumeKey()] != nil {
 			continue
 		}
-		if kek == nil {
+		if kek == nil || sl.kind().wrapped() {
+			kek.free()
 			var err error
-			if kek, err = s.kek(k.kdf, &k.salt); err != nil {
+			if kek, err = s.slotKEK(k.kdf, &k.salt, sl.data()); errors.Is(err, ErrWiped) {
 				return err
+			} else if err != nil {
+				u.refuse(sl, err)
+				continue
 			}
 		}
 		switch vk, err := sl.open(k.store, kek.b); {
 		case err == nil:
-			found[sl.volumeKey()] = vk
+			u.found[sl.volumeKey()] = vk
 		case !errors.Is(err, errSlotSecret):
-			*damage = err
+			u.damage = err
 		}
 	}
 	return nil
@@ -237,9 +272,12 @@ func (k *Keyring) OpenSlot(number int, s Secret) (*VolumeKey, error) {
 	if sl.kind() != s.Type() || !sl.kind().opens() {
 		return nil, fmt.Errorf("open %s slot %d with a %s: %w", sl.kind(), number, s.Type(), ErrWrongKey)
 	}
-	kek, err := s.kek(k.kdf, &k.salt)
-	if err != nil {
+	kek, err := s.slotKEK(k.kdf, &k.salt, sl.data())
+	switch {
+	case errors.Is(err, ErrWiped):
 		return nil, fmt.Errorf("open slot %d: %w", number, err)
+	case err != nil:
+		return nil, &SlotError{number, sl.kind(), err}
 	}
 	defer kek.free()
 	vk, err := sl.open(k.store, kek.b)

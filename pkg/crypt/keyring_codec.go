@@ -153,7 +153,7 @@ func (d *decoder) slot() (slot, error) {
 		return nil, fmt.Errorf("slot number %d after %d: %w", number, d.lastSlot, ErrKeyring)
 	case n > maxSlotPayload || int(n) > len(d.rest)-slotHeader:
 		return nil, fmt.Errorf("slot %d of %d bytes: %w", number, n, ErrKeyring)
-	case s.kind().opens() && n != slotPayload:
+	case s.kind().opens() && (n < slotPayload || (n > slotPayload) != s.kind().wrapped()):
 		return nil, fmt.Errorf("%s slot %d of %d bytes: %w", s.kind(), number, n, ErrKeyring)
 	}
 	d.lastSlot = number

@@ -13,8 +13,8 @@ const (
 	SlotKeyFile     SlotType = 0x02
 	SlotRecoveryKey SlotType = 0x03
 	SlotClear       SlotType = 0x04 // anyone can open it
-	SlotAge         SlotType = 0x05 // reserved; kept, not opened
-	SlotTPM2        SlotType = 0x06 // reserved; kept, not opened
+	SlotAge         SlotType = 0x05 // an age file holds the key; see NewWrapped
+	SlotTPM2        SlotType = 0x06 // a TPM seals the key; see NewWrapped
 )
 
 func (t SlotType) String() string {
@@ -46,9 +46,12 @@ type Secret interface {
 	Type() SlotType
 	Wipe()
 
-	// kek is the key that wraps a volume key, in a cell that the caller
-	// frees. Only a passphrase's depends on the keyring.
-	kek(kdf KDF, salt *[saltSize]byte) (*cell, error)
+	// makeKEK is the key that wraps a volume key in a new slot, in a cell that
+	// the caller frees, and what else the slot's payload holds. Only a
+	// passphrase's depends on the keyring.
+	makeKEK(kdf KDF, salt *[saltSize]byte) (kek *cell, data []byte, err error)
+	// slotKEK is the key of a slot that holds data.
+	slotKEK(kdf KDF, salt *[saltSize]byte, data []byte) (*cell, error)
 }
 
 // MaxPassphrase is the longest passphrase in bytes.
@@ -60,12 +63,15 @@ type secret struct {
 	typ SlotType
 	mu  sync.RWMutex
 	mem *cell // nil once wiped
+
+	size    int     // bytes of mem that are the secret
+	wrapper Wrapper // of types that are wrapped, else nil
 }
 
 func newSecret(t SlotType, b []byte) *secret {
-	c := newCell(len(b))
+	c := newCell(max(len(b), 1))
 	copy(c.b, b)
-	s := &secret{typ: t, mem: c}
+	s := &secret{typ: t, mem: c, size: len(b)}
 	ownedBy(s, c)
 	return s
 }
@@ -119,7 +125,18 @@ func (s *secret) Wipe() {
 	s.mem = nil
 }
 
-func (s *secret) kek(kdf KDF, salt *[saltSize]byte) (*cell, error) {
+func (s *secret) makeKEK(kdf KDF, salt *[saltSize]byte) (*cell, []byte, error) {
+	if s.wrapper != nil {
+		return s.newKEK()
+	}
+	kek, err := s.slotKEK(kdf, salt, nil)
+	return kek, nil, err
+}
+
+func (s *secret) slotKEK(kdf KDF, salt *[saltSize]byte, data []byte) (*cell, error) {
+	if s.wrapper != nil {
+		return s.keptKEK(data)
+	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if s.mem == nil {

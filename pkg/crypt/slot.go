@@ -13,7 +13,7 @@ const (
 	slotHeader      = 40
 	slotCommit      = 32
 	slotWrapped     = volumeKeySize + tagSize
-	slotPayload     = slotCommit + slotWrapped // of the types opened here
+	slotPayload     = slotCommit + slotWrapped // how every payload begins
 	maxSlotPayload  = 16 << 10
 	slotExtractSalt = "fsx-slot-v1"
 )
@@ -26,9 +26,11 @@ const (
 //	4  4  length of the payload, at most 16 KiB
 //	8  16 volume key ID
 //	24 16 random salt
-//	40 …  payload; of types 01 to 04:
+//	40 …  payload; of types 01 to 04 just this:
 //	      0  32 commitment to the wrapping key
 //	      32 48 AES-256-GCM of the volume key, tag last
+//	      of types 05 and 06 the same, and
+//	      80 …  the data of the age file or the TPM, at least one byte
 //
 // Integers are big endian. A type that is not known is kept and skipped.
 type slot []byte
@@ -36,21 +38,23 @@ type slot []byte
 func (s slot) kind() SlotType  { return SlotType(s[0]) }
 func (s slot) number() int     { return int(binary.BigEndian.Uint16(s[2:])) }
 func (s slot) volumeKey() ID   { return ID(s[8:24]) }
-func (s slot) payload() []byte { return s[slotHeader:] }
+func (s slot) payload() []byte { return s[slotHeader:][:slotPayload] }
+func (s slot) data() []byte    { return s[slotHeader+slotPayload:] }
 
 // opens tells whether this code knows how to open such slots.
-func (t SlotType) opens() bool { return t >= SlotPassphrase && t <= SlotClear }
+func (t SlotType) opens() bool { return t >= SlotPassphrase && t <= SlotTPM2 }
 
 // errSlotSecret: the commitment does not match; wrong secret or altered slot.
 var errSlotSecret = errors.New("slot does not open with this secret")
 
 // newSlot wraps vk. The wrapping key is new for every salt, so the GCM nonce
 // may be zero.
-func newSlot(store UUID, number int, t SlotType, vk *VolumeKey, kek []byte) (slot, error) {
-	s := make(slot, slotHeader+slotPayload)
+func newSlot(store UUID, number int, t SlotType, vk *VolumeKey, kek, data []byte) (slot, error) {
+	s := make(slot, slotHeader+slotPayload, slotHeader+slotPayload+len(data))
+	s = append(s, data...)
 	s[0] = byte(t)
 	binary.BigEndian.PutUint16(s[2:], uint16(number))
-	binary.BigEndian.PutUint32(s[4:], slotPayload)
+	binary.BigEndian.PutUint32(s[4:], uint32(slotPayload+len(data)))
 	id := vk.ID()
 	copy(s[8:], id[:])
 	random(s[24:40])
