@@ -20,6 +20,7 @@ var floors = map[string][]string{
 	"pkg/crypt": {},
 	// What keeps a slot's key outside the process.
 	"pkg/crypt/ageslot": {"pkg/crypt"},
+	"pkg/crypt/tpmslot": {"pkg/crypt"},
 	// The format: byte maps, files, index, map. No key, no plaintext.
 	"internal/vfs":       {},
 	"pkg/layout":         {},
@@ -36,7 +37,7 @@ var floors = map[string][]string{
 	// What the commands are made of.
 	"internal/convert": {},
 	"internal/picture": {},
-	"internal/cliutil": {"internal/volume", "pkg/crypt", "pkg/layout"},
+	"internal/cliutil": {"internal/volume", "pkg/crypt", "pkg/crypt/ageslot", "pkg/crypt/tpmslot", "pkg/layout"},
 	"internal/control": {"internal/cliutil", "internal/volume", "pkg/crypt", "pkg/layout"},
 	"internal/export":  {"internal/cliutil", "internal/volume", "pkg/nbdsrv"},
 	"cmd/fsximg":       {"internal/cliutil", "internal/control", "internal/convert", "internal/export", "internal/picture", "internal/volume", "pkg/crypt", "pkg/layout", "pkg/nbdsrv", "pkg/snapshot"},
