@@ -7,6 +7,7 @@
 package tpmslot
 
 import (
+	"bytes"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -94,10 +95,7 @@ func (s *sealer) Wrap(pin, kek []byte) ([]byte, error) {
 	}
 	defer t.close()
 	sl := &sealed{pin: len(pin) > 0, pcrs: s.PCRs}
-	if sl.pin {
-		rand.Read(sl.salt[:])
-	}
-	auth := sl.auth(pin)
+	auth := sl.drawAuth(pin)
 	defer clear(auth)
 	if err := t.seal(sl, auth, kek); err != nil {
 		return nil, fmt.Errorf("seal with %s: %w", s.Device, reason(err))
@@ -162,6 +160,22 @@ func (sl *sealed) auth(pin []byte) []byte {
 	h.Write([]byte(labelPIN))
 	h.Write(pin)
 	return h.Sum(nil)
+}
+
+// drawAuth draws the salt and returns the authorization value, which has no zero
+// byte: a TPM drops zeros at the end of such a value, and go-tpm 0.9.8 all that
+// follows the first one (sessions.go, hmacKeyFromAuthValue), so that one PIN in
+// nine would be wrong for ever.
+func (sl *sealed) drawAuth(pin []byte) []byte {
+	if !sl.pin {
+		return nil
+	}
+	for {
+		rand.Read(sl.salt[:])
+		if auth := sl.auth(pin); bytes.IndexByte(auth, 0) < 0 {
+			return auth
+		}
+	}
 }
 
 // reason makes the TPM's answer one of this package's errors.

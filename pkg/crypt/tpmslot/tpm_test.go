@@ -143,6 +143,19 @@ func TestPIN(t *testing.T) {
 	refuses(t, "a pin for a slot without", plain, secret(t, socket, "", "1234"), tpmslot.ErrNoPIN)
 }
 
+// TestEveryPINOpens: with a salt at random, one authorization value in nine has
+// a zero byte, after which the library would cut it.
+func TestEveryPINOpens(t *testing.T) {
+	socket := startTPM(t)
+	for range 60 {
+		k, vk := newKeyring(t, secret(t, socket, "", "1234"))
+		opens(t, "right pin", k, secret(t, socket, "", "1234"), vk)
+		if t.Failed() {
+			return
+		}
+	}
+}
+
 func TestChangedPCR(t *testing.T) {
 	socket := startTPM(t)
 	s := secret(t, socket, "7+23", "1234")
