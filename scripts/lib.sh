@@ -11,6 +11,7 @@
 # this machine cannot do it (the last line on stderr says why).
 set -euo pipefail
 export LC_ALL=C
+export FSX_TRUST_FILE=${FSX_TRUST_FILE:-none} # not this user's
 PATH=$PATH:/usr/sbin:/sbin
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

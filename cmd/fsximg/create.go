@@ -54,6 +54,11 @@ func runCreate(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error
 	if err != nil {
 		return err
 	}
+	for _, name := range []string{"expect-id", "expect-epoch", "accept-rollback"} {
+		if c.IsSet(name) {
+			return cliutil.UsageErrorf("--%s is for a store that there is", name)
+		}
+	}
 	if err := mustNotExist(path); err != nil {
 		return err
 	}
@@ -106,7 +111,7 @@ func newStore(env *cliutil.Env, c *cli.Context, path string, size int64, keys *c
 			"use %v, %v or %v", crypt.AES256GCM, crypt.ChaCha20Poly1305, crypt.AES256XTS)
 	}
 	st, err := volume.Create(path, volume.CreateOptions{
-		Options: volume.Options{Program: env.Program, Log: env.Log},
+		Options: volume.Options{Program: env.Program, Log: env.Log, Trust: env.Trust()},
 		Size:    size, Mode: mode, KDF: keys.KDF, Secrets: keys.Secrets,
 	})
 	if errors.Is(err, crypt.ErrKDF) {

@@ -93,7 +93,7 @@ func readBackup(name string) (*layout.KeyringBackup, error) {
 // openForRestore opens a store, which has perhaps no keyring. A server that has the
 // store open would go on with the keyring that it has.
 func openForRestore(env *cliutil.Env, path string, backup *layout.KeyringBackup) (*volume.Store, error) {
-	st, err := volume.OpenForRestore(path, volume.Options{Program: env.Program, Log: env.Log}, backup)
+	st, err := volume.OpenForRestore(path, volume.Options{Program: env.Program, Log: env.Log, Trust: env.Trust()}, backup)
 	switch {
 	case err == nil:
 		return st, nil

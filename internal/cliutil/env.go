@@ -28,6 +28,7 @@ type Env struct {
 	verbose  bool
 	progress string
 	stdinFor string // what reads stdin, once something does
+	trust    trustOptions
 }
 
 // Quiet is whether -q was given.
@@ -140,6 +141,10 @@ func (e *Env) Configure(c *cli.Context) error {
 	case "auto", "plain", "none":
 	default:
 		return UsageErrorf("--progress=%s: use auto, plain or none", e.progress)
+	}
+	var err error
+	if e.trust, err = trustFlags(c); err != nil {
+		return err
 	}
 	opts := &slog.HandlerOptions{Level: slog.LevelWarn}
 	if e.verbose {

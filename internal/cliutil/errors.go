@@ -132,6 +132,8 @@ var advice = []struct {
 }{
 	{volume.ErrLost, "fsximg volume delete --force frees its space"},
 	{volume.ErrKeyMissing, "name its key, too; of a served store, start the server with it. fsximg info --json STORE shows which slot opens which volume key"},
+	{volume.ErrUntrusted, "compare its identifier with what its maker told you; --expect-id ID then trusts it. Reading needs no trust"},
+	{volume.ErrRolledBack, "somebody may have put an old copy in its place. If you did, --accept-rollback takes it"},
 	{volume.ErrReadOnly, "if the store is served, its server was started with --read-only"},
 	{volume.ErrWouldLose, "a newer backup may have it; --force goes on without"},
 	{volume.ErrLastSlot, "--force removes it; nothing opens its volumes then, but a backup of the keyring"},

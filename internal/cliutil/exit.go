@@ -40,10 +40,10 @@ func ExitCode(err error) int {
 		{ExitUsage, []error{ErrUsage, crypt.ErrKDF, crypt.ErrMode, crypt.ErrPrintableKeyFile,
 			crypt.ErrKeyFileSize, crypt.ErrEmptyPassphrase, crypt.ErrLongPassphrase}},
 		{ExitNotFound, []error{ErrNotFound, volume.ErrNotStore, volume.ErrNotFound, volume.ErrNoSnapshot, volume.ErrNoSlot}},
-		{ExitKey, []error{ErrNoSecret, crypt.ErrWrongKey, crypt.ErrRecoveryKey, volume.ErrKeyMissing}},
+		{ExitKey, []error{ErrNoSecret, crypt.ErrWrongKey, crypt.ErrRecoveryKey, volume.ErrKeyMissing, volume.ErrUntrusted}},
 		{ExitBusy, []error{ErrInUse, volume.ErrBusy, volume.ErrNewerSnapshots, volume.ErrSharedBySnapshots}},
 		{ExitRepaired, []error{ErrRepaired}},
-		{ExitDamaged, []error{ErrDamaged, volume.ErrDamaged}},
+		{ExitDamaged, []error{ErrDamaged, volume.ErrDamaged, volume.ErrRolledBack}},
 	} {
 		for _, s := range row.sentinels {
 			if errors.Is(err, s) {

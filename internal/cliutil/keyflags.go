@@ -11,11 +11,11 @@ import (
 
 // OpenKeyFlags are the options of commands that open a volume key.
 func OpenKeyFlags() []cli.Flag {
-	return []cli.Flag{
+	return append([]cli.Flag{
 		&cli.StringSliceFlag{Name: "passphrase-file", Usage: "passphrase in `FILE` (- is stdin); may be repeated"},
 		&cli.StringSliceFlag{Name: "key-file", Usage: "32 to 64 random bytes in `FILE`, mode 0600; may be repeated"},
 		&cli.StringSliceFlag{Name: "recovery-key-file", Usage: "recovery key in `FILE` (- is stdin); may be repeated"},
-	}
+	}, TrustFlags()...)
 }
 
 // CreateKeyFlags are the options of commands that make a volume key: each adds

@@ -18,7 +18,7 @@ const (
 
 // OpenStore opens a store; no key is needed yet.
 func (e *Env) OpenStore(path string, how Access) (*volume.Store, error) {
-	st, err := volume.Open(path, volume.Options{ReadOnly: bool(how), Program: e.Program, Log: e.Log})
+	st, err := volume.Open(path, volume.Options{ReadOnly: bool(how), Program: e.Program, Log: e.Log, Trust: e.Trust()})
 	switch {
 	case err == nil:
 		return st, nil

@@ -48,7 +48,7 @@ func (s *Store) Clone(ctx context.Context, volume, snapshot, name string, o Clon
 	if o.Ephemeral && len(o.Secrets) > 0 {
 		return errors.New("an ephemeral volume key has no slot")
 	}
-	v, err := s.Volume(volume)
+	v, err := s.volumeToChange(volume)
 	if err != nil {
 		return err
 	}
@@ -397,6 +397,9 @@ func (s *Store) addVolume(n newVolume) error {
 	if err != nil {
 		return fmt.Errorf("make volume %s: %w", n.name, err)
 	}
+	if len(n.secrets) > 0 {
+		s.sawKeys(n.vk)
+	}
 	if fresh != nil {
 		return n.parent.bag.Adopt(fresh)
 	}
@@ -451,6 +454,9 @@ func (s *Store) CreateVolume(ctx context.Context, name string, size int64, o Vol
 	if n.vk = s.keyOf(like.VolumeKey); n.vk == nil {
 		return fmt.Errorf("volume key %s: %w", like.VolumeKey, ErrKeyMissing)
 	}
+	if err := s.mustTrust(n.vk); err != nil {
+		return err
+	}
 	return s.addVolume(n)
 }
 
@@ -472,7 +478,7 @@ func (s *Store) RenameVolume(ctx context.Context, name, to string) error {
 	if err := s.mayAdd(to); err != nil {
 		return err
 	}
-	v, err := s.Volume(name)
+	v, err := s.volumeToChange(name)
 	if err != nil {
 		return err
 	}

@@ -397,6 +397,9 @@ func (s *Store) Compact(ctx context.Context) (r CompactReport, err error) {
 		return r, err
 	}
 	for _, v := range s.opened() {
+		if v.ro {
+			continue // it is not trusted
+		}
 		if err := v.compactAll(ctx); err != nil && !errors.Is(err, ErrClosed) { // it was deleted meanwhile
 			return r, err
 		}

@@ -68,7 +68,11 @@ func (s *Store) openAll() error {
 	heads := slices.Collect(maps.Values(s.heads))
 	s.mu.RUnlock()
 	for _, h := range heads {
-		if _, err := s.volumeByID(h.Volume); err != nil {
+		v, err := s.volumeByID(h.Volume)
+		if err == nil && v.untrusted {
+			err = untrustedError(crypt.ID(h.VolumeKey))
+		}
+		if err != nil {
 			return fmt.Errorf("volume %s: %w", h.Name, err)
 		}
 	}

@@ -26,7 +26,7 @@ func (s *Store) Flatten(ctx context.Context, volume string, progress func(done, 
 		return ErrClosed
 	}
 	defer s.calls.leave()
-	v, err := s.Volume(volume)
+	v, err := s.volumeToChange(volume)
 	if err != nil {
 		return err
 	}
@@ -209,7 +209,7 @@ func (v *Volume) adopt(first layout.BlockNo, n int) error {
 // nothing.
 func (s *Store) partApart(ctx context.Context) error {
 	for _, v := range s.opened() {
-		if v.headNow().Parent == 0 || s.fate(v.id) != 0 || s.mayFlatten(v) != nil {
+		if v.ro || v.headNow().Parent == 0 || s.fate(v.id) != 0 || s.mayFlatten(v) != nil {
 			continue
 		}
 		err := v.Checkpoint(ctx)

@@ -25,14 +25,16 @@ func (s *Store) Unlock(secrets []crypt.Secret) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", s.dir.Path, err)
 	}
+	s.sawKeys(keys...)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, k := range keys {
-		if s.keys[k.ID()] != nil {
+		old := s.keys[k.ID()]
+		if old != nil && (old.Proven() || !k.Proven()) {
 			k.Wipe()
 			continue
 		}
-		s.keys[k.ID()] = k
+		s.keys[k.ID()] = k // whoever uses the old one goes on with it
 	}
 	return nil
 }

@@ -18,10 +18,12 @@ import (
 // log. hint is its head as it was found.
 func (s *Store) openVolume(hint layout.Head, vk *crypt.VolumeKey) (*Volume, error) {
 	v := &Volume{
-		calls: newGate(), store: s, log: s.log, id: hint.Volume, ro: s.opt.ReadOnly, cache: newExtentCache(s.extentShare), overlay: newOverlay(),
+		calls: newGate(), store: s, log: s.log, id: hint.Volume, trusted: s.trusts(vk), cache: newExtentCache(s.extentShare), overlay: newOverlay(),
 		wake: make(chan struct{}, 1), maint: make(chan struct{}, 1), stop: make(chan struct{}),
 		logDone: make(chan struct{}), mainDone: make(chan struct{}),
 	}
+	v.untrusted = !s.opt.ReadOnly && !v.trusted
+	v.ro = s.opt.ReadOnly || v.untrusted
 	v.changed = sync.NewCond(&v.mu)
 	v.space.segs = map[layout.SegmentNo]segmentInfo{}
 	v.kept, v.devices = map[layout.SegmentNo]bool{}, map[layout.Seq]*Snapshot{}
@@ -72,6 +74,9 @@ func (v *Volume) unlock(vk *crypt.VolumeKey, hint layout.Head) error {
 		return fmt.Errorf("%w: the keyring is not the one that the head names", ErrDamaged)
 	case head.Root.Height != maptree.HeightFor(blocksOf(head.Size)):
 		return fmt.Errorf("%w: the map is not of the volume's size", ErrDamaged)
+	}
+	if err := s.recent(head); err != nil {
+		return err
 	}
 	if v.bag, err = keyring.OpenBag(crypt.UUID(head.UUID), vk); err != nil {
 		return fmt.Errorf("key bag: %w: %w", ErrDamaged, err)

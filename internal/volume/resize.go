@@ -18,7 +18,7 @@ func (s *Store) Resize(ctx context.Context, volume string, size int64, shrink bo
 	if err := checkSize(size); err != nil {
 		return err
 	}
-	v, err := s.Volume(volume)
+	v, err := s.volumeToChange(volume)
 	if err != nil {
 		return err
 	}

@@ -288,6 +288,9 @@ func (m *merge) slots(ring, before *crypt.Keyring, id crypt.ID, heads []layout.H
 			m.Locked = append(m.Locked, id)
 			return nil
 		}
+		if err := m.s.mustTrust(m.keys[key]); err != nil {
+			return err
+		}
 		m.resign = append(m.resign, m.keys[key])
 	}
 	for _, slot := range news {

@@ -27,7 +27,7 @@ func (s *Store) Rollback(ctx context.Context, volume, snapshot string, force boo
 	if s.opt.ReadOnly {
 		return nil, ErrReadOnly
 	}
-	v, err := s.Volume(volume)
+	v, err := s.volumeToChange(volume)
 	if err != nil {
 		return nil, err
 	}

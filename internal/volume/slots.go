@@ -99,6 +99,9 @@ func (s *Store) changeSlots(id crypt.ID, change func(*crypt.Keyring, *crypt.Volu
 	if vk == nil {
 		return fmt.Errorf("volume key %s: %w", id, ErrKeyMissing)
 	}
+	if err := s.mustTrust(vk); err != nil {
+		return err
+	}
 	heads := &headsUnder{s: s, keys: []*crypt.VolumeKey{vk}}
 	defer heads.release()
 	return s.changeKeys(func(ring *crypt.Keyring) error { return change(ring, vk) }, heads.sign, heads.takeLocked)
@@ -236,6 +239,9 @@ func (k *headsUnder) signed(id layout.VolumeID, next *crypt.Keyring) (head layou
 		return head, nil, fmt.Errorf("volume %s: %w: the head belongs to another volume or store", hint.Name, ErrDamaged)
 	case !k.rescue && !named(&head, ring, slotted(ring)):
 		return head, nil, fmt.Errorf("volume %s: %w: the keyring is not the one that the head names", hint.Name, ErrDamaged)
+	}
+	if err := k.s.recent(&head); err != nil {
+		return head, nil, fmt.Errorf("volume %s: %w", head.Name, err)
 	}
 	head.SlotsDigest = next.SlotsDigest(crypt.ID(head.VolumeKey))
 	head.Epoch++

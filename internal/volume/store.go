@@ -63,6 +63,8 @@ type Options struct {
 	FS vfs.FS
 	// Memory bounds the cache of map nodes, in bytes; 0 is 32 MiB.
 	Memory int64
+	// Trust is what is known about stores outside of them.
+	Trust Trust
 	// Log takes what goes on; nil discards it.
 	Log *slog.Logger
 
@@ -204,6 +206,7 @@ func Create(path string, o CreateOptions) (_ *Store, err error) {
 	}
 	s.heads[head.Volume] = *head
 	s.greatest = head.Volume
+	s.sawKeys(s.keys[crypt.ID(head.VolumeKey)])
 	return s, nil
 }
 
@@ -427,6 +430,7 @@ func (s *Store) stop() (first bool, err error) {
 	for _, v := range open {
 		err = errors.Join(err, v.close())
 	}
+	s.sawHeads(open) // while the lock is held
 	return true, err
 }
 
@@ -457,7 +461,7 @@ func (s *Store) recovered() bool {
 		return false
 	}
 	for id, h := range s.heads {
-		if s.volumes[id] == nil && !h.Ephemeral && s.hasLog(id) {
+		if (s.volumes[id] == nil || s.volumes[id].ro) && !(h.Ephemeral && s.volumes[id] == nil) && s.hasLog(id) {
 			return false // of one whose key went, nothing is ever recovered
 		}
 	}

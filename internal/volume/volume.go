@@ -28,11 +28,14 @@ type Volume struct {
 	label atomic.Pointer[string] // its name
 	size  atomic.Int64           // bytes
 	ro    bool
-	auth  *crypt.Authority
-	bag   *crypt.Bag
-	base  baseKeys
-	files *seglog.Files
-	cache *extentCache
+	// trusted says that it is known who made it; untrusted, that it is read-only
+	// because that is not known.
+	trusted, untrusted bool
+	auth               *crypt.Authority
+	bag                *crypt.Bag
+	base               baseKeys
+	files              *seglog.Files
+	cache              *extentCache
 
 	calls gate // of clients: Close waits for them
 
@@ -157,6 +160,8 @@ func (v *Volume) writableLocked() error {
 		return v.failed
 	case v.closing:
 		return ErrClosed
+	case v.untrusted:
+		return untrustedError(crypt.ID(v.head.VolumeKey))
 	case v.ro:
 		return ErrReadOnly
 	}

@@ -37,10 +37,16 @@ func (k *Keyring) probe(slots []slot, s Secret, opened map[int]bool, damage *err
 		if sl.kind() != s.Type() || !sl.kind().opens() || opened[sl.number()] {
 			continue
 		}
-		if kek == nil {
+		if kek == nil || sl.kind().wrapped() {
+			kek.free()
 			var err error
-			if kek, err = s.kek(k.kdf, &k.salt); err != nil {
+			if kek, err = s.slotKEK(k.kdf, &k.salt, sl.data()); errors.Is(err, ErrWiped) {
 				return err
+			} else if err != nil {
+				if !errors.Is(err, ErrWrongKey) {
+					*damage = errors.Join(*damage, fmt.Errorf("slot %d: %w", sl.number(), err))
+				}
+				continue
 			}
 		}
 		switch vk, err := sl.open(k.store, kek.b); {

@@ -51,6 +51,7 @@ func Run(t *testing.T, extra ...string) {
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("PATH", bin+string(os.PathListSeparator)+e.Getenv("PATH"))
 			e.Setenv("TMPDIR", os.TempDir())
+			e.Setenv("FSX_TRUST_FILE", filepath.Join(e.WorkDir, ".trust.json"))
 			// $exe is a folder with the program alone: a PATH without anything else.
 			exe, err := onlyProgram(e.WorkDir, e.Getenv("PATH"))
 			if err != nil {

@@ -41,7 +41,7 @@ func RunExamples(t *testing.T, document, path string) {
 	for _, e := range examples {
 		cmd := exec.Command("bash", "-c", e.command)
 		cmd.Dir = dir
-		cmd.Env = append(os.Environ(), "PATH="+path+":"+os.Getenv("PATH"), "XDG_RUNTIME_DIR="+dir, "LC_ALL=C")
+		cmd.Env = append(os.Environ(), "PATH="+path+":"+os.Getenv("PATH"), "XDG_RUNTIME_DIR="+dir, "FSX_TRUST_FILE="+filepath.Join(dir, ".trust.json"), "LC_ALL=C")
 		out, err := cmd.CombinedOutput()
 		if code := fmt.Sprint(cmd.ProcessState.ExitCode()); code != e.exit {
 			t.Fatalf("%s:%d: %s\nexit %s, the document says %s (%v)\n%s", document, e.line, e.command, code, e.exit, err, out)
