@@ -146,6 +146,9 @@ func (x *exports) open(name string) (nbdsrv.Export, func(), error) {
 	}
 	v, err := s.open(vol)
 	if err == nil {
+		if d, ok := v.(interface{ Distrusted() error }); ok && d.Distrusted() != nil {
+			x.log.Warn("export is read-only; --expect-id makes it writable", "export", x.name(s, vol), "err", d.Distrusted())
+		}
 		e := nbdsrv.Export{
 			Name: x.name(s, vol), Description: s.path + ":" + vol,
 			Device: device{v}, ReadOnly: x.readOnly || v.ReadOnly(),

@@ -97,7 +97,7 @@ func (l *Local) Check(ctx context.Context, progress func(done, total int64)) (Re
 	l.openAll(func(name string, err error) {
 		// One that its key is missing for is checked without; another is a problem,
 		// and the others go on.
-		if !errors.Is(err, volume.ErrKeyMissing) {
+		if !errors.Is(err, volume.ErrKeyMissing) && !errors.Is(err, volume.ErrUntrusted) {
 			r.Problems = append(r.Problems, Problem{Volume: name, Text: err.Error()})
 		}
 	})
@@ -117,7 +117,11 @@ func (l *Local) Check(ctx context.Context, progress func(done, total int64)) (Re
 // openAll opens every volume, and tells of those that cannot be.
 func (l *Local) openAll(failed func(name string, err error)) {
 	for _, name := range l.st.Names() {
-		if _, err := l.st.Volume(name); err != nil {
+		v, err := l.st.Volume(name)
+		if err == nil {
+			err = v.Distrusted()
+		}
+		if err != nil {
 			failed(name, err)
 		}
 	}
@@ -128,7 +132,7 @@ func (l *Local) Compact(ctx context.Context) (Compaction, error) {
 	c := Compaction{Locked: []string{}}
 	var errs error
 	l.openAll(func(name string, err error) {
-		if errors.Is(err, volume.ErrKeyMissing) {
+		if errors.Is(err, volume.ErrKeyMissing) || errors.Is(err, volume.ErrUntrusted) {
 			c.Locked = append(c.Locked, name)
 			return
 		}

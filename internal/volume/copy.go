@@ -132,6 +132,7 @@ func (s *Store) copyFiles(ctx context.Context, dst string, o CopyOptions) (err e
 		if err := s.rename(dst, &super, o.Secrets); err != nil {
 			return fmt.Errorf("new UUID: %w", err)
 		}
+		s.sawCopy(super.UUID) // before it is a store that somebody opens
 	}
 	if err := store.At(vfs.OS(), dst).WriteSuperblock(&super); err != nil {
 		return err

@@ -3,6 +3,7 @@ package volume
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/fsximg/fsx/pkg/crypt"
 	"github.com/fsximg/fsx/pkg/layout"
@@ -104,4 +105,28 @@ func (s *Store) sawHeads(open []*Volume) {
 	if len(seen.Heads) > 0 {
 		s.opt.Trust.Seen(seen)
 	}
+}
+
+// sawCopy takes note of the keys of a copy that is a store of its own: they are this
+// store's, all of which are trusted.
+func (s *Store) sawCopy(uuid layout.UUID) {
+	if s.opt.Trust.Seen == nil {
+		return
+	}
+	seen := Seen{Store: uuid}
+	for _, h := range s.heads {
+		if id := crypt.ID(h.VolumeKey); !slices.Contains(seen.Keys, id) {
+			seen.Keys = append(seen.Keys, id)
+		}
+	}
+	s.opt.Trust.Seen(seen)
+}
+
+// Distrusted is why a volume is read-only although the store may be written: an
+// ErrUntrusted, or nil.
+func (v *Volume) Distrusted() error {
+	if !v.untrusted {
+		return nil
+	}
+	return untrustedError(crypt.ID(v.headNow().VolumeKey))
 }
