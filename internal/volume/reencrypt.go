@@ -48,7 +48,7 @@ func (s *Store) Reencrypt(ctx context.Context, volume string, o ReencryptOptions
 	if s.opt.ReadOnly {
 		return r, ErrReadOnly
 	}
-	v, err := s.Volume(volume)
+	v, err := s.volumeToChange(volume)
 	if err != nil {
 		return r, err
 	}

@@ -52,7 +52,7 @@ func (s *Store) Rekey(ctx context.Context, volume string, o RekeyOptions) (r Rek
 	}
 	s.ops.Lock()
 	defer s.ops.Unlock()
-	v, err := s.Volume(volume)
+	v, err := s.volumeToChange(volume)
 	if err != nil {
 		return r, err
 	}
@@ -71,6 +71,7 @@ func (s *Store) Rekey(ctx context.Context, volume string, o RekeyOptions) (r Rek
 	if err := k.change(o.Secrets, len(r.Shared) == 0); err != nil {
 		return r, fmt.Errorf("rekey volume %s: %w", volume, err)
 	}
+	s.sawKeys(s.keyOf(layout.KeyID(r.New)))
 	return r, nil
 }
 
