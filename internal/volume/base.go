@@ -73,7 +73,7 @@ func (v *Volume) dropBase() {
 	if v.base.bag != nil {
 		v.base.bag.Wipe()
 		v.base.bag = nil
-		v.cache.clear()
+		v.cache.forget()
 	}
 }
 

@@ -177,6 +177,9 @@ func (s *Store) freshKey(v *Volume, vk *crypt.VolumeKey) error {
 // countedBag copies the bag, with what the volume has sealed since it was stored.
 // The head that names it counts nothing beside it.
 func (v *Volume) countedBag() (*crypt.Bag, error) {
+	if v.isClosed() {
+		return nil, ErrClosed // its bag is empty
+	}
 	b, err := v.bag.Clone(math.MaxUint32)
 	if err != nil {
 		return nil, err
@@ -288,6 +291,9 @@ func (v *Volume) checkpointedLocked(ctx context.Context, seq layout.Seq) (snap l
 	}
 	v.mu.RLock()
 	defer v.mu.RUnlock()
+	if v.closed {
+		return snap, ErrClosed
+	}
 	alive := slices.ContainsFunc(v.snapshotsLocked(), func(s SnapshotInfo) bool { return s.Number == seq })
 	i := slices.IndexFunc(v.snaps, func(s layout.Snapshot) bool { return s.Seq == seq })
 	if !alive || i < 0 {

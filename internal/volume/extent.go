@@ -121,14 +121,13 @@ func (c *extentCache) drop(n extentName) {
 	delete(s.m, n) // its place in the ring is taken over by the clock
 }
 
-// clear forgets all.
-func (c *extentCache) clear() {
+// forget drops all of them.
+func (c *extentCache) forget() {
 	for i := range c.shards {
 		s := &c.shards[i]
 		s.mu.Lock()
-		clear(s.m)
-		s.ring, s.hand = nil, 0
 		s.drops++
+		s.m, s.ring, s.hand = map[extentName]*openExtent{}, nil, 0
 		s.mu.Unlock()
 	}
 }

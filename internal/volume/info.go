@@ -158,7 +158,7 @@ func (s *Store) volumeInfo(id layout.VolumeID) (VolumeInfo, error) {
 	i := VolumeInfo{
 		ID: id, UUID: h.UUID, Name: h.Name, Size: int64(h.Size), Created: h.Created, Hidden: s.fate(id) != 0,
 		VolumeKey: crypt.ID(h.VolumeKey), Mode: crypt.Mode(h.Mode), Epoch: h.Epoch, Parent: h.Parent, RolledBack: h.Continues,
-		NeedsReplay: s.dir.Unclean && open == nil && s.hasLog(id), Unlocked: open != nil,
+		NeedsReplay: s.needsReplay(id), Unlocked: open != nil,
 		Ephemeral: h.Ephemeral, Lost: h.Ephemeral && s.keyOf(h.VolumeKey) == nil,
 	}
 	var err error

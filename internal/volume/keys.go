@@ -18,14 +18,20 @@ func (s *Store) Keyring() *crypt.Keyring {
 	return s.keyring
 }
 
-// Unlock opens every volume key that one of the secrets opens. ErrWrongKey
-// says that none did.
+// Unlock opens every volume key that one of the secrets opens. One that was removed
+// is present again. ErrWrongKey says that none did.
 func (s *Store) Unlock(secrets []crypt.Secret) error {
+	if !s.calls.enter() {
+		return ErrClosed
+	}
+	defer s.calls.leave()
 	keys, err := s.Keyring().Unlock(secrets...)
 	if err != nil {
 		return fmt.Errorf("%s: %w", s.dir.Path, err)
 	}
 	s.sawKeys(keys...)
+	s.ops.Lock() // after a removal that is under way
+	defer s.ops.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, k := range keys {

@@ -381,6 +381,7 @@ func (v *Volume) wipe() {
 		return true
 	})
 	v.overlay, v.waiting = newOverlay(), nil
+	v.cache.forget()
 	if v.bag != nil {
 		v.bag.Wipe()
 	}

@@ -128,7 +128,8 @@ type Store struct {
 	keys     map[crypt.ID]*crypt.VolumeKey
 	volumes  map[layout.VolumeID]*Volume // that are open
 	files    map[layout.VolumeID]*seglog.Files
-	users    atomic.Int64 // volumes that are open, roughly
+	users    atomic.Int64             // volumes that are open, roughly
+	settled  map[layout.VolumeID]bool // that were closed since, and have no log to replay
 	closed   bool
 	headless error // a head that could not be read, if any
 }
@@ -137,7 +138,7 @@ func newStore(o Options) *Store {
 	return &Store{
 		calls: newGate(), opt: o, limits: o.limits, fs: o.FS, log: o.Log, descs: seglog.NewDescriptors(maxOpenSegments), pool: newPool(),
 		heads: map[layout.VolumeID]layout.Head{}, fates: map[layout.VolumeID]layout.Fate{}, keys: map[crypt.ID]*crypt.VolumeKey{},
-		volumes: map[layout.VolumeID]*Volume{}, files: map[layout.VolumeID]*seglog.Files{},
+		volumes: map[layout.VolumeID]*Volume{}, settled: map[layout.VolumeID]bool{}, files: map[layout.VolumeID]*seglog.Files{},
 	}
 }
 
@@ -461,7 +462,8 @@ func (s *Store) recovered() bool {
 		return false
 	}
 	for id, h := range s.heads {
-		if (s.volumes[id] == nil || s.volumes[id].ro) && !(h.Ephemeral && s.volumes[id] == nil) && s.hasLog(id) {
+		v := s.volumes[id]
+		if (v != nil && v.ro || v == nil && !s.settled[id] && !h.Ephemeral) && s.hasLog(id) {
 			return false // of one whose key went, nothing is ever recovered
 		}
 	}

@@ -38,6 +38,7 @@ type Volume struct {
 	cache              *extentCache
 
 	calls gate // of clients: Close waits for them
+	users int  // clients that have it open; guarded by Store.mu
 
 	// nextSegment is the lowest segment number never used.
 	nextSegment atomic.Uint64
@@ -175,6 +176,13 @@ func (v *Volume) poisonLocked(err error) {
 		v.log.Error("volume is read-only now", "volume", v.Name(), "err", err)
 	}
 	v.changed.Broadcast()
+}
+
+// isClosed says that the volume has no keys any more.
+func (v *Volume) isClosed() bool {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.closed
 }
 
 // newSegmentNo takes a segment number, which is never given again: the log and

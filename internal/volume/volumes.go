@@ -96,7 +96,7 @@ func (s *Store) Contents() (l []Content, err error) {
 				}
 			}
 		}
-		c.NeedsReplay = s.dir.Unclean && s.openedVolume(ids[i]) == nil && s.hasLog(ids[i])
+		c.NeedsReplay = s.needsReplay(ids[i])
 		l = append(l, c)
 	}
 	return l, nil
@@ -114,6 +114,9 @@ func (s *Store) Volume(name string) (*Volume, error) {
 		return nil, err
 	}
 	v, err := s.volumeByID(h.Volume)
+	if err == nil && s.keyOf(h.VolumeKey) == nil && s.keyOf(v.headNow().VolumeKey) == nil {
+		err = keyMissing(h) // it was removed; only who uses the volume goes on
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: volume %s: %w", s.dir.Path, name, err)
 	}
@@ -145,10 +148,8 @@ func (s *Store) volumeByID(id layout.VolumeID) (*Volume, error) {
 		return v, nil
 	case head.Volume == 0 || fate == layout.Going:
 		return nil, ErrNotFound
-	case vk == nil && head.Ephemeral:
-		return nil, fmt.Errorf("%w: %w", ErrLost, ErrKeyMissing)
 	case vk == nil:
-		return nil, fmt.Errorf("volume key %s: %w", head.VolumeKey, ErrKeyMissing)
+		return nil, keyMissing(head)
 	}
 	v, err := s.openVolume(head, vk)
 	if err != nil {
@@ -158,6 +159,7 @@ func (s *Store) volumeByID(id layout.VolumeID) (*Volume, error) {
 	closed = s.closed
 	if !closed {
 		s.volumes[id] = v
+		delete(s.settled, id)
 		s.users.Store(int64(len(s.volumes)))
 	}
 	s.mu.Unlock()
@@ -231,7 +233,12 @@ func (v *Volume) headNow() layout.Head {
 // of the map and the log stays. extra puts more into the same transaction; it
 // may be nil. The caller holds v.upkeep.
 func (v *Volume) setHead(change func(*layout.Head), extra func(*metadb.Txn) error) error {
-	head := v.headNow()
+	v.mu.RLock()
+	head, closed := v.head, v.closed
+	v.mu.RUnlock()
+	if closed {
+		return ErrClosed // and has no key to sign with
+	}
 	change(&head)
 	head.Epoch++
 	err := v.store.db.Update(func(tx *metadb.Txn) error {

@@ -1,0 +1,403 @@
+package volume_test
+
+import (
+	"errors"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/fsximg/fsx/internal/volume"
+	"github.com/fsximg/fsx/pkg/crypt"
+)
+
+// keyOf is the status of the volume key that a volume is under.
+func keyOf(t testing.TB, s *volume.Store, name string) volume.KeyStatus {
+	t.Helper()
+	for _, k := range s.KeyStates() {
+		if slices.Contains(k.Volumes, name) {
+			return k
+		}
+	}
+	t.Fatalf("no key of volume %s: %+v", name, s.KeyStates())
+	return volume.KeyStatus{}
+}
+
+func expectState(t testing.TB, s *volume.Store, name string, state volume.KeyState, clients int) {
+	t.Helper()
+	if k := keyOf(t, s, name); k.State != state || k.Clients != clients {
+		t.Fatalf("key of %s: %v with %d clients, want %v with %d", name, k.State, k.Clients, state, clients)
+	}
+}
+
+func useVolume(t testing.TB, s *volume.Store, name string) (*volume.Volume, func()) {
+	t.Helper()
+	v, leave, err := s.UseVolume(name)
+	must(t, err)
+	return v, leave
+}
+
+// expectNoProblem checks a store of which not every key is there.
+func expectNoProblem(t testing.TB, s *volume.Store) {
+	t.Helper()
+	rep, err := s.Check(ctx0, volume.CheckOptions{})
+	must(t, err)
+	if !rep.Clean() {
+		t.Errorf("check: %v", rep.Problems)
+	}
+}
+
+// TestRemoveKey goes through the states of a key that is removed while it is used.
+func TestRemoveKey(t *testing.T) {
+	watchdog(t, 60*time.Second)
+	path := filepath.Join(fastDir(t), "s.fsx")
+	s := create(t, path, 16<<20)
+	v, leave := useVolume(t, s, "main")
+	put(t, v, 1, 1)
+	must(t, v.CreateSnapshot(ctx0, "snap"))
+	d, leaveSnap, err := s.UseSnapshot("main", "snap")
+	must(t, err)
+	id := keyOf(t, s, "main").ID
+	expectState(t, s, "main", volume.KeyPresent, 2)
+
+	for range 2 { // a second removal finds the same
+		r, err := s.RemoveKey(ctx0, id, false)
+		must(t, err)
+		if r.State != volume.KeyIncompletelyRemoved || r.Clients != 2 || len(r.Lost) != 0 {
+			t.Errorf("removed while in use: %+v", r)
+		}
+	}
+	put(t, v, 2, 2)
+	expect(t, v, 1, 1)
+	expect(t, v, 2, 2)
+	flush(t, v)
+	must(t, d.ReadAt(make([]byte, 4096), 4096, false))
+	if _, _, err := s.UseVolume("main"); !errors.Is(err, volume.ErrKeyMissing) {
+		t.Errorf("a new client: %v", err)
+	}
+	if _, err := s.Volume("main"); !errors.Is(err, volume.ErrKeyMissing) {
+		t.Errorf("a command: %v", err)
+	}
+	if err := s.Clone(ctx0, "main", "snap", "c", volume.CloneOptions{}); !errors.Is(err, volume.ErrKeyMissing) {
+		t.Errorf("a clone: %v", err)
+	}
+	checkClean(t, s)
+
+	must(t, s.Unlock([]crypt.Secret{secret(t)}))
+	expectState(t, s, "main", volume.KeyPresent, 2)
+	w, leaveToo := useVolume(t, s, "main")
+	if w != v {
+		t.Error("added while in use, it opens anew")
+	}
+	leaveToo()
+	_, err = s.RemoveKey(ctx0, id, false)
+	must(t, err)
+
+	put(t, v, 3, 3) // late, and never flushed
+	leaveSnap()
+	expectState(t, s, "main", volume.KeyIncompletelyRemoved, 1)
+	leave()
+	leave() // does nothing
+	expectState(t, s, "main", volume.KeyAbsent, 0)
+	if err := v.WriteAt(make([]byte, 4096), 0, false); !errors.Is(err, volume.ErrClosed) {
+		t.Errorf("write to what is closed: %v", err)
+	}
+	if _, err := s.RemoveKey(ctx0, id, true); !errors.Is(err, volume.ErrNoKey) {
+		t.Errorf("removed again: %v", err)
+	}
+	expectNoProblem(t, s)
+
+	must(t, s.Unlock([]crypt.Secret{secret(t)}))
+	v, leave = useVolume(t, s, "main")
+	for n := range int64(3) {
+		expect(t, v, n+1, int(n)+1)
+	}
+	leave()
+	closeStore(t, s)
+	s = open(t, path)
+	expect(t, mainVolume(t, s), 3, 3)
+	checkClean(t, s)
+	closeStore(t, s)
+}
+
+// TestRemoveKeyForced cuts clients off: what was acknowledged is there when the key
+// is back.
+func TestRemoveKeyForced(t *testing.T) {
+	watchdog(t, 60*time.Second)
+	path := filepath.Join(fastDir(t), "s.fsx")
+	s := create(t, path, 64<<20)
+	v, leave := useVolume(t, s, "main")
+	acked := make([]int, 4)
+	var wg sync.WaitGroup
+	for i := range acked {
+		wg.Go(func() {
+			for n := 1; ; n++ {
+				if err := v.WriteAt(block(n), int64(i)*4096, false); err != nil {
+					if !errors.Is(err, volume.ErrClosed) {
+						t.Errorf("cut off: %v", err)
+					}
+					return
+				}
+				acked[i] = n
+			}
+		})
+	}
+	time.Sleep(20 * time.Millisecond)
+	r, err := s.RemoveKey(ctx0, keyOf(t, s, "main").ID, true)
+	must(t, err)
+	if r.State != volume.KeyAbsent || len(r.Lost) != 0 {
+		t.Errorf("forced: %+v", r)
+	}
+	wg.Wait()
+	if err := errors.Join(v.Flush(), v.ReadAt(make([]byte, 512), 0, false)); !errors.Is(err, volume.ErrClosed) {
+		t.Errorf("afterwards: %v", err)
+	}
+	must(t, s.Unlock([]crypt.Secret{secret(t)}))
+	w, leaveNew := useVolume(t, s, "main")
+	for i, n := range acked {
+		if n > 0 {
+			expect(t, w, int64(i), n)
+		}
+	}
+	leave() // of the one that was cut off: it changes nothing
+	expectState(t, s, "main", volume.KeyPresent, 1)
+	leaveNew()
+	closeStore(t, s)
+}
+
+// TestRemoveKeyOfFamily removes the key of a parent: a clone under a key of its own
+// goes on, and reads what it shares; what a rollback left stays as long as a client
+// needs it.
+func TestRemoveKeyOfFamily(t *testing.T) {
+	watchdog(t, 60*time.Second)
+	path := filepath.Join(fastDir(t), "s.fsx")
+	s := create(t, path, 16<<20)
+	put(t, mainVolume(t, s), 1, 1)
+	must(t, mainVolume(t, s).CreateSnapshot(ctx0, "snap"))
+	put(t, mainVolume(t, s), 1, 2)
+	must(t, s.Clone(ctx0, "main", "snap", "own", volume.CloneOptions{Secrets: []crypt.Secret{numbered(t, 1)}}))
+	_, err := s.Rollback(ctx0, "main", "snap", false)
+	must(t, err)
+
+	own, leaveOwn := useVolume(t, s, "own")
+	v, leave := useVolume(t, s, "main")
+	d, leaveSnap, err := s.UseSnapshot("main", "snap") // in what a rollback left
+	must(t, err)
+	id := keyOf(t, s, "main").ID
+	_, err = s.RemoveKey(ctx0, id, false)
+	must(t, err)
+	leave()
+	expectState(t, s, "main", volume.KeyIncompletelyRemoved, 1)
+	must(t, d.ReadAt(make([]byte, 4096), 4096, false))
+	expect(t, v, 1, 1)
+	leaveSnap()
+	expectState(t, s, "main", volume.KeyAbsent, 0)
+	expectState(t, s, "own", volume.KeyPresent, 1)
+
+	expect(t, own, 1, 1)
+	put(t, own, 2, 5)
+	flush(t, own)
+	must(t, own.CreateSnapshot(ctx0, "mine"))
+	expectNoProblem(t, s)
+	if _, err := s.Compact(ctx0); err != nil {
+		t.Errorf("compact: %v", err)
+	}
+	leaveOwn()
+	must(t, s.DeleteVolume(ctx0, "own"))
+	closeStore(t, s)
+	s = open(t, path)
+	expect(t, mainVolume(t, s), 1, 1)
+	expectNoProblem(t, s)
+	closeStore(t, s)
+}
+
+// TestRemoveKeyEphemeral takes force: there is no way back.
+func TestRemoveKeyEphemeral(t *testing.T) {
+	path := filepath.Join(fastDir(t), "s.fsx")
+	s := create(t, path, 16<<20)
+	must(t, mainVolume(t, s).CreateSnapshot(ctx0, "snap"))
+	must(t, s.Clone(ctx0, "main", "snap", "gone", volume.CloneOptions{Ephemeral: true}))
+	id := keyOf(t, s, "gone").ID
+	if _, err := s.RemoveKey(ctx0, id, false); !errors.Is(err, volume.ErrOnlyCopy) {
+		t.Errorf("removed: %v", err)
+	}
+	if _, err := s.RemoveKey(ctx0, id, true); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.Volume("gone"); !errors.Is(err, volume.ErrLost) {
+		t.Errorf("open: %v", err)
+	}
+	must(t, s.DeleteVolume(ctx0, "gone"))
+	closeStore(t, s)
+}
+
+// TestRemoveKeyUnclean: a volume that was recovered and closed with its key has no
+// log to replay.
+func TestRemoveKeyUnclean(t *testing.T) {
+	path := filepath.Join(fastDir(t), "s.fsx")
+	s := create(t, path, 16<<20)
+	v := mainVolume(t, s)
+	put(t, v, 1, 1)
+	flush(t, v)
+	left := killed(t, path)
+	closeStore(t, s)
+	s = open(t, left)
+	expect(t, mainVolume(t, s), 1, 1)
+	_, err := s.RemoveKey(ctx0, keyOf(t, s, "main").ID, false)
+	must(t, err)
+	if l, err := s.Contents(); err != nil || l[0].NeedsReplay {
+		t.Errorf("contents: %+v, %v", l, err)
+	}
+	closeStore(t, s)
+	s, err = volume.Open(left, options(t))
+	must(t, err)
+	if l, err := s.Contents(); err != nil || l[0].NeedsReplay {
+		t.Errorf("contents, opened again: %+v, %v", l, err)
+	}
+	closeStore(t, s)
+}
+
+// TestRemoveKeyKilled: a store that is killed while a key is removed incompletely
+// has what was flushed.
+func TestRemoveKeyKilled(t *testing.T) {
+	path := filepath.Join(fastDir(t), "s.fsx")
+	s := create(t, path, 16<<20)
+	v, leave := useVolume(t, s, "main")
+	put(t, v, 1, 1)
+	_, err := s.RemoveKey(ctx0, keyOf(t, s, "main").ID, false)
+	must(t, err)
+	flushed := killed(t, path)
+	put(t, v, 2, 2)
+	flush(t, v)
+	late := killed(t, path)
+	leave()
+	for _, path := range []string{flushed, late, killed(t, path)} {
+		s := open(t, path)
+		expect(t, mainVolume(t, s), 1, 1)
+		if path != flushed {
+			expect(t, mainVolume(t, s), 2, 2)
+		}
+		checkClean(t, s)
+		closeStore(t, s)
+	}
+	closeStore(t, s)
+}
+
+// TestRemoveKeyRace removes and adds the key while clients come and go and commands
+// are carried out: nobody sees anything but a missing key or the end of a volume, and
+// what a client was told that it had written is there.
+func TestRemoveKeyRace(t *testing.T) {
+	watchdog(t, 120*time.Second)
+	path := filepath.Join(fastDir(t), "s.fsx")
+	s := createBusy(t, path, 16<<20, volume.Limits{Overlay: 300, Log: 1 << 20})
+	put(t, mainVolume(t, s), 100, 7)
+	must(t, mainVolume(t, s).CreateSnapshot(ctx0, "base"))
+	must(t, s.Clone(ctx0, "main", "base", "own", volume.CloneOptions{Secrets: []crypt.Secret{numbered(t, 1)}}))
+	id := keyOf(t, s, "main").ID
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	loop := func(name string, fn func(n int) error, allowed ...error) {
+		wg.Go(func() {
+			for n := 0; ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				err := fn(n)
+				if err != nil && !slices.ContainsFunc(allowed, func(a error) bool { return errors.Is(err, a) }) {
+					t.Errorf("%s: %v", name, err)
+					return
+				}
+			}
+		})
+	}
+	gone := []error{volume.ErrKeyMissing, volume.ErrClosed}
+	last := make([]int, 3)
+	for i := range last {
+		loop("client", func(n int) error {
+			v, leave, err := s.UseVolume("main")
+			if err != nil {
+				return err
+			}
+			defer leave()
+			at := int64(i) * 4096
+			if last[i] > 0 {
+				p := make([]byte, 4096)
+				if err := v.ReadAt(p, at, false); err != nil {
+					return err
+				}
+				if string(p) != string(block(last[i])) {
+					t.Errorf("client %d: reads %d, wrote %d", i, numberOf(p), last[i])
+				}
+			}
+			if err := v.WriteAt(block(n+1), at, false); err != nil {
+				return err
+			}
+			last[i] = n + 1
+			return nil
+		}, gone...)
+	}
+	loop("remove", func(n int) error {
+		_, err := s.RemoveKey(ctx0, id, n%3 == 0)
+		time.Sleep(time.Millisecond)
+		return err
+	}, volume.ErrNoKey)
+	loop("add", func(int) error {
+		time.Sleep(2 * time.Millisecond)
+		return s.Unlock([]crypt.Secret{secret(t)})
+	})
+	loop("commands", func(n int) error {
+		v, err := s.Volume("main")
+		if err != nil {
+			return err
+		}
+		if err := v.CreateSnapshot(ctx0, "s"); err != nil && !errors.Is(err, volume.ErrExists) {
+			return err
+		}
+		if err := s.Clone(ctx0, "main", "s", "c", volume.CloneOptions{}); err != nil && !errors.Is(err, volume.ErrExists) {
+			return err
+		}
+		if err := s.DeleteVolume(ctx0, "c"); err != nil && !errors.Is(err, volume.ErrNotFound) {
+			return err
+		}
+		_, err = s.Reencrypt(ctx0, "main", volume.ReencryptOptions{})
+		return errors.Join(err, v.DeleteSnapshot(ctx0, "s"))
+	}, append(gone, volume.ErrNoSnapshot, volume.ErrNotFound)...)
+	loop("check", func(int) error {
+		rep, err := s.Check(ctx0, volume.CheckOptions{})
+		if err == nil && !rep.Clean() {
+			t.Errorf("check: %v", rep.Problems)
+		}
+		_, compactErr := s.Compact(ctx0)
+		_, infoErr := s.Info()
+		return errors.Join(err, compactErr, infoErr)
+	}, gone...)
+	own := func() *volume.Volume {
+		v, err := s.Volume("own")
+		must(t, err)
+		return v
+	}()
+	loop("another key", func(n int) error {
+		p := make([]byte, 4096)
+		if err := own.ReadAt(p, 100*4096, false); err != nil {
+			return err
+		}
+		if string(p) != string(block(7)) {
+			t.Errorf("the clone reads %d", numberOf(p))
+		}
+		return own.WriteAt(block(n), 4096, false)
+	})
+	time.Sleep(3 * time.Second)
+	close(stop)
+	wg.Wait()
+	must(t, s.Unlock([]crypt.Secret{secret(t)}))
+	for i, n := range last {
+		if n > 0 {
+			expect(t, mainVolume(t, s), int64(i), n)
+		}
+	}
+	checkClean(t, s)
+	closeStore(t, s)
+}
