@@ -50,14 +50,17 @@ func (s *served) names(locked bool) (l []string, err error) {
 	return l, err
 }
 
-// open opens a volume or a snapshot.
-func (s *served) open(name string) (nbdsrv.Device, error) {
+// open opens a volume or a snapshot for a client, until leave is called.
+func (s *served) open(name string) (d nbdsrv.Device, leave func(), err error) {
 	vol, snap, isSnapshot := strings.Cut(name, "@")
-	v, err := s.st.Volume(vol)
-	if err != nil || !isSnapshot {
-		return v, err
+	if isSnapshot {
+		return opened(s.st.UseSnapshot(vol, snap))
 	}
-	return v.Snapshot(snap)
+	return opened(s.st.UseVolume(vol))
+}
+
+func opened[D nbdsrv.Device](d D, leave func(), err error) (nbdsrv.Device, func(), error) {
+	return d, leave, err
 }
 
 // split finds the store and the volume that an export's name means.
@@ -125,7 +128,7 @@ func (x *exports) told() (names []string) {
 }
 
 // Open implements nbdsrv.Exports. A volume is opened by its first client, and
-// stays open until the server ends.
+// stays open until the server ends, or its key is removed and the last client leaves.
 func (x *exports) Open(name string) (nbdsrv.Export, func(), error) {
 	e, leave, err := x.open(name)
 	if err != nil && !errors.Is(err, nbdsrv.ErrUnknownExport) && !errors.Is(err, cliutil.ErrInUse) {
@@ -144,7 +147,7 @@ func (x *exports) open(name string) (nbdsrv.Export, func(), error) {
 	if err != nil {
 		return nbdsrv.Export{}, nil, err
 	}
-	v, err := s.open(vol)
+	v, done, err := s.open(vol)
 	if err == nil {
 		if d, ok := v.(interface{ Distrusted() error }); ok && d.Distrusted() != nil {
 			x.log.Warn("export is read-only; --expect-id makes it writable", "export", x.name(s, vol), "err", d.Distrusted())
@@ -153,7 +156,7 @@ func (x *exports) open(name string) (nbdsrv.Export, func(), error) {
 			Name: x.name(s, vol), Description: s.path + ":" + vol,
 			Device: device{v}, ReadOnly: x.readOnly || v.ReadOnly(),
 		}
-		return e, sync.OnceFunc(leave), nil
+		return e, sync.OnceFunc(func() { done(); leave() }), nil
 	}
 	leave()
 	if errors.Is(err, volume.ErrNotFound) || errors.Is(err, volume.ErrNoSnapshot) {
@@ -239,9 +242,11 @@ func (x *exports) uri(l net.Listener, s *served, vol, snap string) (string, erro
 	if snap != "" {
 		export += "@" + snap
 	}
-	if _, err := s.open(export); err != nil {
+	_, leave, err := s.open(export)
+	if err != nil {
 		return "", err
 	}
+	leave()
 	name := x.name(s, export)
 	if !x.allowed(name) {
 		return "", cliutil.WithHint(cliutil.Errorf(cliutil.ErrInUse, "the store is served, and its server does not export %s", name),

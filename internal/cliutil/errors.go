@@ -131,7 +131,10 @@ var advice = []struct {
 	text     string
 }{
 	{volume.ErrLost, "fsximg volume delete --force frees its space"},
-	{volume.ErrKeyMissing, "name its key, too; of a served store, start the server with it. fsximg info --json STORE shows which slot opens which volume key"},
+	{volume.ErrKeyMissing, "name its key, too; of a served store, give it to the server: fsxnbd key add STORE. fsximg info --json STORE shows which slot opens which volume key"},
+	{volume.ErrNoKey, "fsxnbd key status STORE shows the volume keys that its server has"},
+	{volume.ErrNotFlushed, "--force removes the key all the same; what was not flushed is lost then"},
+	{volume.ErrOnlyCopy, "to delete what is under it: fsximg volume delete. --force removes the key, and the volumes can only be deleted then"},
 	{volume.ErrUntrusted, "compare its identifier with what its maker told you; --expect-id ID then trusts it. Reading needs no trust"},
 	{volume.ErrRolledBack, "somebody may have put an old copy in its place. If you did, --accept-rollback takes it"},
 	{volume.ErrReadOnly, "if the store is served, its server was started with --read-only"},

@@ -40,7 +40,7 @@ func ExitCode(err error) int {
 		{ExitUsage, []error{ErrUsage, crypt.ErrKDF, crypt.ErrMode, crypt.ErrPrintableKeyFile,
 			crypt.ErrKeyFileSize, crypt.ErrEmptyPassphrase, crypt.ErrLongPassphrase}},
 		{ExitNotFound, []error{ErrNotFound, volume.ErrNotStore, volume.ErrNotFound, volume.ErrNoSnapshot, volume.ErrNoSlot}},
-		{ExitKey, []error{ErrNoSecret, crypt.ErrWrongKey, crypt.ErrRecoveryKey, volume.ErrKeyMissing, volume.ErrUntrusted}},
+		{ExitKey, []error{ErrNoSecret, crypt.ErrWrongKey, crypt.ErrRecoveryKey, volume.ErrKeyMissing, volume.ErrUntrusted, volume.ErrNoKey}},
 		{ExitBusy, []error{ErrInUse, volume.ErrBusy, volume.ErrNewerSnapshots, volume.ErrSharedBySnapshots}},
 		{ExitRepaired, []error{ErrRepaired}},
 		{ExitDamaged, []error{ErrDamaged, volume.ErrDamaged, volume.ErrRolledBack}},

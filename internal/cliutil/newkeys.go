@@ -1,6 +1,7 @@
 package cliutil
 
 import (
+	"bytes"
 	"fmt"
 
 	"github.com/fsximg/fsx/pkg/crypt"
@@ -69,6 +70,9 @@ func (e *Env) readSlotSecret(path string, typ crypt.SlotType, private bool) (Slo
 	}
 	if typ == crypt.SlotPassphrase && len(b) > 0 && b[len(b)-1] == '\n' {
 		b = b[:len(b)-1]
+	}
+	if typ == crypt.SlotRecoveryKey {
+		b = bytes.TrimSpace(b)
 	}
 	s := SlotSecret{Type: typ.String(), Data: b}
 	secret, err := s.Secret()

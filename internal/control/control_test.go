@@ -183,7 +183,7 @@ func TestErrorsTravel(t *testing.T) {
 	client := dial(t, path)
 	for _, sentinel := range []error{
 		volume.ErrNotFound, volume.ErrNoSnapshot, volume.ErrExists, volume.ErrKeyMissing, volume.ErrWrongKey, volume.ErrDamaged,
-		volume.ErrReadOnly, volume.ErrClosed, volume.ErrBusy, volume.ErrLastVolume, volume.ErrShrink, volume.ErrSharedBySnapshots, volume.ErrNewerSnapshots, volume.ErrNotStore,
+		volume.ErrReadOnly, volume.ErrClosed, volume.ErrBusy, volume.ErrLastVolume, volume.ErrShrink, volume.ErrSharedBySnapshots, volume.ErrNewerSnapshots, volume.ErrNotStore, volume.ErrNoKey, volume.ErrNotFlushed, volume.ErrOnlyCopy,
 		cliutil.ErrInUse, cliutil.ErrUsage, cliutil.ErrNotFound, cliutil.ErrNoSecret, crypt.ErrKDF, crypt.ErrMode,
 		syscall.ENOSPC, errors.New("anything else"),
 	} {

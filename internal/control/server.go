@@ -150,8 +150,10 @@ func (s *Server) do(ctx context.Context, w http.ResponseWriter, q *http.Request,
 		return s.uri(body)
 	}
 	do := operations[name]
-	if do == nil {
-		do = keyOperations[name]
+	for _, more := range []map[string]serverOperation{keyOperations, serverKeyOperations} {
+		if do == nil {
+			do = more[name]
+		}
 	}
 	if do == nil {
 		return nil, cliutil.Errorf(ErrProtocol, "this server (%s %s) does not know the operation %q", s.cfg.Program, s.cfg.Version, name)

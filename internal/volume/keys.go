@@ -21,28 +21,41 @@ func (s *Store) Keyring() *crypt.Keyring {
 // Unlock opens every volume key that one of the secrets opens. One that was removed
 // is present again. ErrWrongKey says that none did.
 func (s *Store) Unlock(secrets []crypt.Secret) error {
+	_, err := s.AddKeys(secrets)
+	return err
+}
+
+// AddKeys is Unlock; it returns the volume keys that the secrets open, those too that
+// were there.
+func (s *Store) AddKeys(secrets []crypt.Secret) (opened []crypt.ID, err error) {
 	if !s.calls.enter() {
-		return ErrClosed
+		return nil, ErrClosed
 	}
 	defer s.calls.leave()
 	keys, err := s.Keyring().Unlock(secrets...)
 	if err != nil {
-		return fmt.Errorf("%s: %w", s.dir.Path, err)
+		return nil, fmt.Errorf("%s: %w", s.dir.Path, err)
 	}
 	s.sawKeys(keys...)
 	s.ops.Lock() // after a removal that is under way
 	defer s.ops.Unlock()
+	s.opening.Lock() // so that nobody is using a key that is replaced
+	defer s.opening.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, k := range keys {
+		opened = append(opened, k.ID())
 		old := s.keys[k.ID()]
 		if old != nil && (old.Proven() || !k.Proven()) {
 			k.Wipe()
 			continue
 		}
-		s.keys[k.ID()] = k // whoever uses the old one goes on with it
+		if old != nil {
+			old.Wipe()
+		}
+		s.keys[k.ID()] = k
 	}
-	return nil
+	return opened, nil
 }
 
 // storedRing is an area of the keyring file, decoded.
