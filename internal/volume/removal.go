@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -203,8 +204,10 @@ func (s *Store) closeUnder(id crypt.ID, all bool) (lost []error) {
 		}
 	}
 	if closed > 0 {
-		// The ciphers of single extents were in ordinary memory, which nobody can
-		// wipe: it is collected, and what pages are free then go back to the system.
+		// The ciphers of single extents and the buffers of requests were in ordinary
+		// memory, which nobody can wipe: it is collected, and the pages that are free
+		// then go back to the system. What is in a sync.Pool outlives one collection.
+		runtime.GC()
 		debug.FreeOSMemory()
 	}
 	return lost

@@ -148,6 +148,9 @@ func (c *conn) finish(err error) error {
 		c.linger()
 	}
 	c.cancel()
+	if c.batch != nil {
+		*c.batch = batch{} // what the client read and wrote does not outlive it
+	}
 	c.putBatch()
 	if cause != nil {
 		return cause
