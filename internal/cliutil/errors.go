@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"github.com/fsximg/fsx/internal/volume"
+	"github.com/fsximg/fsx/pkg/crypt/ageslot"
+	"github.com/fsximg/fsx/pkg/crypt/tpmslot"
 )
 
 var (
@@ -141,6 +143,16 @@ var advice = []struct {
 	{volume.ErrWouldLose, "a newer backup may have it; --force goes on without"},
 	{volume.ErrLastSlot, "--force removes it; nothing opens its volumes then, but a backup of the keyring"},
 	{volume.ErrNotShredded, "shred it again: it goes on where it was"},
+	{tpmslot.ErrPolicy, "the firmware, its settings or what was booted is another than when the slot was made; open the store with another key"},
+	{tpmslot.ErrPIN, "the TPM counts wrong PINs, and after some refuses all for a while"},
+	{tpmslot.ErrLockout, "wait as long as the TPM wants (tpm2_getcap properties-variable), or reset it: tpm2_dictionarylockout --clear-lockout"},
+	{tpmslot.ErrNoTPM, "name the TPM with --tpm2-device; ls -l /dev/tpm* shows which there are, and who may use them"},
+	{tpmslot.ErrNeedsPIN, "use --tpm2-pin-file"},
+	{tpmslot.ErrNoPIN, "leave out --tpm2-pin-file"},
+	{tpmslot.ErrOtherTPM, "a TPM slot opens on the machine it was made on; open the store with another key"},
+	{ageslot.ErrRecipient, "a recipient begins with age1 or ssh-; age-keygen -y FILE prints that of an identity"},
+	{ageslot.ErrIdentity, "age-keygen makes identities; an unencrypted ssh-ed25519 or ssh-rsa private key is one, too"},
+	{ageslot.ErrPlugin, "the program age-plugin-NAME must be in PATH, and answer within 30 seconds"},
 	{volume.ErrLastVolume, "to delete the store, remove its folder"},
 	{volume.ErrSharedBySnapshots, "delete the volume's snapshots first: fsximg snapshot list shows them"},
 }

@@ -5,6 +5,8 @@ import (
 
 	"github.com/fsximg/fsx/internal/volume"
 	"github.com/fsximg/fsx/pkg/crypt"
+	"github.com/fsximg/fsx/pkg/crypt/ageslot"
+	"github.com/fsximg/fsx/pkg/crypt/tpmslot"
 )
 
 // Exit codes, docs/cli.md.
@@ -38,9 +40,11 @@ func ExitCode(err error) int {
 		{ExitSignal, []error{ErrInterrupted}},
 		{ExitCompare, []error{ErrNotCompared}},
 		{ExitUsage, []error{ErrUsage, crypt.ErrKDF, crypt.ErrMode, crypt.ErrPrintableKeyFile,
-			crypt.ErrKeyFileSize, crypt.ErrEmptyPassphrase, crypt.ErrLongPassphrase}},
+			crypt.ErrKeyFileSize, crypt.ErrEmptyPassphrase, crypt.ErrLongPassphrase,
+			ageslot.ErrRecipient, tpmslot.ErrPCRs}},
 		{ExitNotFound, []error{ErrNotFound, volume.ErrNotStore, volume.ErrNotFound, volume.ErrNoSnapshot, volume.ErrNoSlot}},
-		{ExitKey, []error{ErrNoSecret, crypt.ErrWrongKey, crypt.ErrRecoveryKey, volume.ErrKeyMissing, volume.ErrUntrusted, volume.ErrNoKey}},
+		{ExitKey, []error{ErrNoSecret, crypt.ErrWrongKey, crypt.ErrRecoveryKey, volume.ErrKeyMissing, volume.ErrUntrusted, volume.ErrNoKey,
+			ageslot.ErrIdentity, ageslot.ErrProtected, ageslot.ErrPlugin, tpmslot.ErrNoTPM, tpmslot.ErrLockout, tpmslot.ErrTPM}},
 		{ExitBusy, []error{ErrInUse, volume.ErrBusy, volume.ErrNewerSnapshots, volume.ErrSharedBySnapshots}},
 		{ExitRepaired, []error{ErrRepaired}},
 		{ExitDamaged, []error{ErrDamaged, volume.ErrDamaged, volume.ErrRolledBack}},

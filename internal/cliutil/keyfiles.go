@@ -45,6 +45,10 @@ func (e *Env) OpenInput(path string) (*os.File, error) {
 // readSecret reads a file with a secret; private asks for mode 0600 or
 // stricter of ordinary files. The caller clears the bytes.
 func (e *Env) readSecret(path string, private bool) ([]byte, error) {
+	return e.readSecretUpTo(path, private, maxSecretFile)
+}
+
+func (e *Env) readSecretUpTo(path string, private bool, limit int) ([]byte, error) {
 	f, err := e.OpenInput(path)
 	if err != nil {
 		return nil, bareError(err)
@@ -62,15 +66,15 @@ func (e *Env) readSecret(path string, private bool) ([]byte, error) {
 	if private && st.Mode().IsRegular() && st.Mode().Perm()&0o077 != 0 {
 		return nil, WithHint(fmt.Errorf("others may read it (mode %04o)", st.Mode().Perm()), "chmod 600 %s", path)
 	}
-	buf := make([]byte, maxSecretFile+1)
+	buf := make([]byte, limit+1)
 	n, err := io.ReadFull(f, buf)
 	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		clear(buf)
 		return nil, bareError(err)
 	}
-	if n > maxSecretFile {
+	if n > limit {
 		clear(buf)
-		return nil, fmt.Errorf("more than %d bytes", maxSecretFile)
+		return nil, fmt.Errorf("more than %d bytes", limit)
 	}
 	return buf[:n], nil
 }
@@ -91,10 +95,15 @@ func (e *Env) readPassphrase(path string) ([]crypt.Secret, error) {
 		return nil, err
 	}
 	defer clear(b)
-	if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() && st.Mode().Perm()&0o077 != 0 {
-		e.Warn("others may read the passphrase in %s (mode %#o): chmod 600 %s", path, st.Mode().Perm(), path)
-	}
+	e.warnIfReadable(path, "passphrase")
 	return passphraseSecret(bytes.TrimSuffix(b, []byte("\n")), "it")
+}
+
+// warnIfReadable warns of an ordinary file that others may read.
+func (e *Env) warnIfReadable(path, what string) {
+	if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() && st.Mode().Perm()&0o077 != 0 {
+		e.Warn("others may read the %s in %s (mode %#o): chmod 600 %s", what, path, st.Mode().Perm(), path)
+	}
 }
 
 func passphraseSecret(b []byte, what string) ([]crypt.Secret, error) {
@@ -114,6 +123,10 @@ func (e *Env) readKeyFile(path string) ([]crypt.Secret, error) {
 		return nil, err
 	}
 	defer clear(b)
+	return keyFileSecret(b)
+}
+
+func keyFileSecret(b []byte) ([]crypt.Secret, error) {
 	s, err := crypt.NewKeyFile(b)
 	switch {
 	case errors.Is(err, crypt.ErrPrintableKeyFile):
@@ -138,21 +151,33 @@ func (e *Env) readRecoveryKey(path string) ([]crypt.Secret, error) {
 }
 
 // credentials are the secrets that systemd passed to the service: fsx.NAME.*
-// for the store called NAME, and fsx.* for all.
+// for the store called NAME, and fsx.* for all. Their mode says nothing: systemd
+// gives them to the service's user by an access control list, which shows as
+// permissions of the group.
 func credentials(store string) (secrets []crypt.Secret, err error) {
 	dir := os.Getenv("CREDENTIALS_DIRECTORY")
 	if dir == "" {
 		return nil, nil
 	}
-	e := &Env{}
+	var e Env
 	for _, prefix := range []string{"fsx." + StoreBase(store) + ".", "fsx."} {
 		for _, kind := range []struct {
 			name string
-			read func(string) ([]crypt.Secret, error)
-		}{{"passphrase", e.readPassphrase}, {"key", e.readKeyFile}} {
-			s, err := kind.read(filepath.Join(dir, prefix+kind.name))
+			make func([]byte) ([]crypt.Secret, error)
+		}{
+			{"passphrase", func(b []byte) ([]crypt.Secret, error) {
+				return passphraseSecret(bytes.TrimSuffix(b, []byte("\n")), "it")
+			}},
+			{"key", keyFileSecret},
+		} {
+			b, err := e.readSecret(filepath.Join(dir, prefix+kind.name), false)
 			if errors.Is(err, fs.ErrNotExist) {
 				continue
+			}
+			var s []crypt.Secret
+			if err == nil {
+				s, err = kind.make(b)
+				clear(b)
 			}
 			if err != nil {
 				WipeSecrets(secrets)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/fsximg/fsx/pkg/crypt"
 	"github.com/urfave/cli/v2"
@@ -11,17 +12,22 @@ import (
 
 // OpenKeyFlags are the options of commands that open a volume key.
 func OpenKeyFlags() []cli.Flag {
-	return append([]cli.Flag{
+	return slices.Concat(fileKeyFlags(), ageOpenFlags(), tpmFlags("", false), TrustFlags())
+}
+
+// fileKeyFlags are the options that open a slot and make one alike.
+func fileKeyFlags() []cli.Flag {
+	return []cli.Flag{
 		&cli.StringSliceFlag{Name: "passphrase-file", Usage: "passphrase in `FILE` (- is stdin); may be repeated"},
 		&cli.StringSliceFlag{Name: "key-file", Usage: "32 to 64 random bytes in `FILE`, mode 0600; may be repeated"},
 		&cli.StringSliceFlag{Name: "recovery-key-file", Usage: "recovery key in `FILE` (- is stdin); may be repeated"},
-	}, TrustFlags()...)
+	}
 }
 
 // CreateKeyFlags are the options of commands that make a volume key: each adds
 // a slot.
 func CreateKeyFlags() []cli.Flag {
-	return append(OpenKeyFlags(),
+	return append(slices.Concat(fileKeyFlags(), ageCreateFlags(), tpmFlags("", true), TrustFlags()),
 		&cli.BoolFlag{Name: "recovery-key", Usage: "add a slot for a new recovery key and print it on stdout"},
 		&cli.StringFlag{Name: "recovery-key-out", Usage: "add a slot for a new recovery key and write it to the new `FILE`"},
 		&cli.BoolFlag{Name: "clear-key", Usage: "add a slot that anyone can open"},
@@ -147,7 +153,7 @@ func (e *Env) askNewPassphrase(ctx context.Context, store string) ([]crypt.Secre
 	tty, release, ok := e.openTerminal()
 	if !ok {
 		return nil, WithHint(UsageErrorf("no key given, and no terminal to ask for a passphrase"),
-			"use --passphrase-file, --key-file, --recovery-key or --clear-key")
+			"use --passphrase-file, --key-file, --recovery-key, --age-recipient, --tpm2 or --clear-key")
 	}
 	defer release()
 	first, err := e.askSecret(ctx, tty, fmt.Sprintf("New passphrase for %s: ", store))
@@ -181,7 +187,7 @@ func (e *Env) OpenKeys(ctx context.Context, c *cli.Context, store string, hasCle
 	tty, release, ok := e.openTerminal()
 	if !ok {
 		return nil, WithHint(Errorf(ErrNoSecret, "%v", ErrNoSecret),
-			"use --passphrase-file, --key-file or --recovery-key-file")
+			"use --passphrase-file, --key-file, --recovery-key-file, --age-identity or --tpm2")
 	}
 	defer release()
 	pass, err := e.askSecret(ctx, tty, fmt.Sprintf("Passphrase for %s: ", store))
@@ -205,7 +211,7 @@ func (e *Env) GivenKeys(c *cli.Context, store string) ([]crypt.Secret, error) {
 // claimKeyStdin notes a key option that reads stdin, before anything else
 // wants it.
 func (e *Env) claimKeyStdin(c *cli.Context) error {
-	for _, name := range []string{"passphrase-file", "key-file", "recovery-key-file"} {
+	for _, name := range []string{"passphrase-file", "key-file", "recovery-key-file", "age-identity"} {
 		for _, path := range c.StringSlice(name) {
 			if path != "-" {
 				continue
@@ -215,16 +221,25 @@ func (e *Env) claimKeyStdin(c *cli.Context) error {
 			}
 		}
 	}
+	for _, name := range []string{"tpm2-pin-file"} {
+		if c.String(name) != "-" {
+			continue
+		}
+		if err := e.ClaimStdin("--" + name); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
 // NamesKeys says whether one of OpenKeyFlags was given.
 func NamesKeys(c *cli.Context) bool {
-	return c.IsSet("passphrase-file") || c.IsSet("key-file") || c.IsSet("recovery-key-file")
+	return c.IsSet("passphrase-file") || c.IsSet("key-file") || c.IsSet("recovery-key-file") ||
+		c.IsSet("age-identity") || c.IsSet("tpm2")
 }
 
-// flagSecrets reads the files of the options that open keys, in the order
-// passphrases, key files, recovery keys.
+// flagSecrets reads what the options that name keys say, in the order
+// passphrases, key files, recovery keys, age, TPM.
 func (e *Env) flagSecrets(c *cli.Context) (secrets []crypt.Secret, err error) {
 	if err := e.claimKeyStdin(c); err != nil {
 		return nil, err
@@ -249,6 +264,13 @@ func (e *Env) flagSecrets(c *cli.Context) (secrets []crypt.Secret, err error) {
 				return secrets, keyError("--"+kind.flag+" "+path, err)
 			}
 			secrets = append(secrets, s...)
+		}
+	}
+	for _, read := range []func(*cli.Context) ([]crypt.Secret, error){e.ageSecrets, e.tpmSecret} {
+		s, err := read(c)
+		secrets = append(secrets, s...)
+		if err != nil {
+			return secrets, err
 		}
 	}
 	return secrets, nil

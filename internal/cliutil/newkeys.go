@@ -11,13 +11,14 @@ import (
 // NewKeyFlags are the options of commands that open one volume key and make
 // another: each adds a slot to the new one.
 func NewKeyFlags() []cli.Flag {
-	return []cli.Flag{
+	return append([]cli.Flag{
 		&cli.StringSliceFlag{Name: "new-passphrase-file", Usage: "add a slot for the passphrase in `FILE` (- is stdin)"},
 		&cli.StringSliceFlag{Name: "new-key-file", Usage: "add a slot for the key in `FILE`, mode 0600"},
 		&cli.BoolFlag{Name: "new-recovery-key", Usage: "add a slot for a new recovery key and print it on stdout"},
 		&cli.StringFlag{Name: "new-recovery-key-out", Usage: "add a slot for a new recovery key and write it to the new `FILE`"},
 		&cli.BoolFlag{Name: "new-clear-key", Usage: "add a slot that anyone can open"},
-	}
+		&cli.StringSliceFlag{Name: "new-age-recipient", Usage: "add a slot for an age `RECIPIENT`; may be repeated"},
+	}, tpmFlags("new-", true)...)
 }
 
 // SlotSecrets is what NewKeyFlags ask for. Its methods take a nil one, which has
@@ -59,7 +60,40 @@ func (e *Env) SlotSecrets(c *cli.Context) (_ *SlotSecrets, err error) {
 		e.Warn("--new-clear-key: anyone who has the store can read the volume, and what it shares")
 		s.Secrets = append(s.Secrets, SlotSecret{Type: crypt.SlotClear.String()})
 	}
+	if err := s.addAge(c); err != nil {
+		return nil, err
+	}
+	if err := s.addTPM(e, c); err != nil {
+		return nil, err
+	}
 	return s, s.addRecoveryKey(c)
+}
+
+func (s *SlotSecrets) addAge(c *cli.Context) error {
+	for _, r := range c.StringSlice("new-age-recipient") {
+		slot := SlotSecret{Type: crypt.SlotAge.String(), Data: []byte(r)}
+		secret, err := slot.Secret()
+		if err != nil {
+			return fmt.Errorf("--new-age-recipient: %w", err)
+		}
+		secret.Wipe()
+		s.Secrets = append(s.Secrets, slot)
+	}
+	return nil
+}
+
+func (s *SlotSecrets) addTPM(e *Env, c *cli.Context) error {
+	if c.String("new-tpm2-pin-file") == "-" {
+		if err := e.ClaimStdin("--new-tpm2-pin-file"); err != nil {
+			return err
+		}
+	}
+	t, pin, err := e.tpmFlagValues(c, "new-")
+	if err != nil || t == nil {
+		return err
+	}
+	s.Secrets = append(s.Secrets, SlotSecret{Type: crypt.SlotTPM2.String(), Data: pin, TPM2: t})
+	return nil
 }
 
 // readSlotSecret reads a file, and finds out now whether a slot can be made of it.

@@ -4,14 +4,19 @@ import (
 	"fmt"
 
 	"github.com/fsximg/fsx/pkg/crypt"
+	"github.com/fsximg/fsx/pkg/crypt/ageslot"
+	"github.com/fsximg/fsx/pkg/crypt/tpmslot"
 )
 
 // SlotSecret is a secret for a new slot, in the form in which it goes to the
 // server that makes the slot. Data is the passphrase, the content of the key
-// file, or the text of the recovery key; a clear slot has none.
+// file, the text of the recovery key or of the age recipient, or the PIN of a
+// TPM slot, if it has one; a clear slot has none.
 type SlotSecret struct {
 	Type string `json:"type"` // crypt.SlotType's name
 	Data []byte `json:"data,omitempty"`
+
+	TPM2 *TPM2Slot `json:"tpm2,omitempty"` // of a TPM slot only
 }
 
 // Wipe forgets it.
@@ -31,6 +36,17 @@ func (s *SlotSecret) Secret() (crypt.Secret, error) {
 		return crypt.ParseRecoveryKey(string(s.Data))
 	case crypt.SlotClear.String():
 		return crypt.NewClear(), nil
+	case crypt.SlotAge.String():
+		return ageslot.NewRecipient(string(s.Data), ageslot.Plugins{})
+	case crypt.SlotTPM2.String():
+		if s.TPM2 == nil {
+			return nil, UsageErrorf("a tpm2 slot without its options cannot be made")
+		}
+		o, err := s.TPM2.options()
+		if err != nil {
+			return nil, err
+		}
+		return tpmslot.New(o, s.Data)
 	}
 	return nil, UsageErrorf("a slot of type %q cannot be made", s.Type)
 }

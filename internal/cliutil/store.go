@@ -63,8 +63,8 @@ func NotInStore(name string) error {
 // open nothing are an error all the same. It wipes nothing.
 func Unlock(st *volume.Store, secrets []Secret) error {
 	err := st.Unlock(secrets)
-	if errors.Is(err, volume.ErrWrongKey) {
-		return WithHint(err, "fsximg info %s shows what kinds of keys open it", st.Path())
+	if errors.Is(err, volume.ErrWrongKey) && adviceOn(err) == "" {
+		err = WithHint(err, "fsximg info %s shows what kinds of keys open it", st.Path())
 	}
 	if err == nil && st.Keyring().HasClearSlot() {
 		err = st.Unlock(ClearSecret())

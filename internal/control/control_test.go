@@ -24,6 +24,8 @@ import (
 	"github.com/fsximg/fsx/internal/control"
 	"github.com/fsximg/fsx/internal/volume"
 	"github.com/fsximg/fsx/pkg/crypt"
+	"github.com/fsximg/fsx/pkg/crypt/ageslot"
+	"github.com/fsximg/fsx/pkg/crypt/tpmslot"
 )
 
 const dialVariable = "CONTROL_TEST_DIAL"
@@ -185,6 +187,7 @@ func TestErrorsTravel(t *testing.T) {
 		volume.ErrNotFound, volume.ErrNoSnapshot, volume.ErrExists, volume.ErrKeyMissing, volume.ErrWrongKey, volume.ErrDamaged,
 		volume.ErrReadOnly, volume.ErrClosed, volume.ErrBusy, volume.ErrLastVolume, volume.ErrShrink, volume.ErrSharedBySnapshots, volume.ErrNewerSnapshots, volume.ErrNotStore, volume.ErrNoKey, volume.ErrNotFlushed, volume.ErrOnlyCopy,
 		cliutil.ErrInUse, cliutil.ErrUsage, cliutil.ErrNotFound, cliutil.ErrNoSecret, crypt.ErrKDF, crypt.ErrMode,
+		ageslot.ErrRecipient, ageslot.ErrPlugin, tpmslot.ErrPCRs, tpmslot.ErrNoTPM, tpmslot.ErrLockout, tpmslot.ErrTPM,
 		syscall.ENOSPC, errors.New("anything else"),
 	} {
 		o.err = cliutil.WithHint(fmt.Errorf("volume main: %w", sentinel), "do %s", "this")

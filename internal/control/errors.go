@@ -10,6 +10,8 @@ import (
 	"github.com/fsximg/fsx/internal/cliutil"
 	"github.com/fsximg/fsx/internal/volume"
 	"github.com/fsximg/fsx/pkg/crypt"
+	"github.com/fsximg/fsx/pkg/crypt/ageslot"
+	"github.com/fsximg/fsx/pkg/crypt/tpmslot"
 )
 
 // Failure is an error as it travels.
@@ -50,6 +52,12 @@ var kinds = []struct {
 	{"no-snapshot", volume.ErrNoSnapshot, http.StatusNotFound},
 	{"no-secret", cliutil.ErrNoSecret, http.StatusForbidden},
 	{"wrong-key", volume.ErrWrongKey, http.StatusForbidden},
+	{"age-recipient", ageslot.ErrRecipient, http.StatusBadRequest},
+	{"age-plugin", ageslot.ErrPlugin, http.StatusForbidden},
+	{"tpm2-pcrs", tpmslot.ErrPCRs, http.StatusBadRequest},
+	{"no-tpm2", tpmslot.ErrNoTPM, http.StatusForbidden},
+	{"tpm2-lockout", tpmslot.ErrLockout, http.StatusForbidden},
+	{"tpm2", tpmslot.ErrTPM, http.StatusForbidden},
 	{"recovery-key", crypt.ErrRecoveryKey, http.StatusBadRequest},
 	{"key-missing", volume.ErrKeyMissing, http.StatusForbidden},
 	{"untrusted", volume.ErrUntrusted, http.StatusForbidden},

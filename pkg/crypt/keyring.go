@@ -207,6 +207,9 @@ func (u *unlocking) err() error {
 // refuse notes why a slot did not open. That it may be the right one says more
 // than that it belongs to another.
 func (u *unlocking) refuse(sl slot, err error) {
+	if err == ErrWrongKey {
+		return // no more than any wrong secret says
+	}
 	e := &SlotError{sl.number(), sl.kind(), err}
 	if u.refusal == nil || errors.Is(u.refusal.Err, ErrWrongKey) && !errors.Is(err, ErrWrongKey) {
 		u.refusal = e

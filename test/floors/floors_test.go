@@ -39,7 +39,7 @@ var floors = map[string][]string{
 	"internal/convert": {},
 	"internal/picture": {},
 	"internal/cliutil": {"internal/trust", "internal/volume", "pkg/crypt", "pkg/crypt/ageslot", "pkg/crypt/tpmslot", "pkg/layout"},
-	"internal/control": {"internal/cliutil", "internal/volume", "pkg/crypt", "pkg/layout"},
+	"internal/control": {"internal/cliutil", "internal/volume", "pkg/crypt", "pkg/crypt/ageslot", "pkg/crypt/tpmslot", "pkg/layout"},
 	"internal/export":  {"internal/cliutil", "internal/volume", "pkg/nbdsrv"},
 	"cmd/fsximg":       {"internal/cliutil", "internal/control", "internal/convert", "internal/export", "internal/picture", "internal/volume", "pkg/crypt", "pkg/layout", "pkg/nbdsrv", "pkg/snapshot"},
 	"cmd/fsxnbd":       {"internal/cliutil", "internal/control", "internal/export", "internal/volume", "pkg/crypt", "pkg/layout", "pkg/nbdsrv"},
