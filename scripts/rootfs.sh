@@ -2,7 +2,8 @@
 # rootfs.sh - a real root filesystem, for the scripts that show something with one
 #
 # Sourced behind lib.sh. The caller sets dir, a scratch folder that is the current
-# one, and fresh, if the cache is not to be used; tell takes lines for people.
+# one, and fresh, if the cache is not to be used, and may set
+# rootfs, an image to take instead; tell takes lines for people.
 
 # configured_mirror prints the mirror that apt takes this release from.
 configured_mirror() {
@@ -24,6 +25,10 @@ unpack_sources() {
 
 make_rootfs() {
   local release image tree log
+  if [ -n "${rootfs:-}" ]; then
+    cp --sparse=always --reflink=auto "$rootfs" rootfs.ext4
+    return
+  fi
   release=$(. /etc/os-release && echo "${VERSION_CODENAME:-stable}")
   image=$cache/demo/rootfs-$release.ext4
   if [ -n "$fresh" ] || [ ! -s "$image" ]; then
