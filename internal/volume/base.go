@@ -3,76 +3,118 @@ package volume
 import (
 	"fmt"
 	"math"
+	"slices"
 	"sync"
 
 	"github.com/fsximg/fsx/pkg/crypt"
 	"github.com/fsximg/fsx/pkg/layout"
 )
 
-// baseKeys are the data keys of what a clone without a chain starts from. They are
-// in a second bag of the clone's, sealed under the volume key of its parent: so
-// whoever has that key has agreed that this volume reads with them as long as it is
-// open, and the clone's own key alone opens nothing of its base.
-type baseKeys struct {
-	mu  sync.Mutex
-	bag *crypt.Bag // nil if it is not open
-	vk  crypt.ID   // that opened it
+// baseLevels is how many clones without a chain may start one from another, so that
+// the last can still read what all of them share with the first.
+const baseLevels = 4
+
+// baseNames are the names of a volume's bags of lent data keys. The first is of
+// those that it was not given when it was cloned without a chain; the next ones of
+// those that had not been given to its parent, and so on.
+func baseNames(u crypt.UUID) (names [baseLevels]crypt.UUID) {
+	for i := range names {
+		u = u.Base()
+		names[i] = u
+	}
+	return names
 }
 
-// baseKey finds a data key in the volume's second bag, if it has one and the volume
-// key of its base is open.
+// loan is a bag of data keys that a clone without a chain reads with: those of what
+// it starts from, sealed for this volume under the volume key of its parent. So
+// whoever has that key has agreed that this volume, and no other, reads with them as
+// long as it is open, and the clone's own key alone opens nothing of its base.
+type loan struct {
+	level int
+	bag   *crypt.Bag
+	vk    crypt.ID // that it is sealed under
+}
+
+// baseKeys are the loans that are open.
+type baseKeys struct {
+	mu    sync.Mutex
+	loans []loan
+	tried uint64 // Store.keysAdded when they were looked for
+}
+
+// baseKey finds a data key among those that are lent to the volume.
 func (v *Volume) baseKey(kid crypt.ID) (*crypt.DataKey, bool) {
 	v.base.mu.Lock()
 	defer v.base.mu.Unlock()
-	if v.base.bag == nil {
-		v.openBaseLocked()
+	v.openLoansLocked()
+	for _, l := range v.base.loans {
+		if k, ok := l.bag.Get(kid); ok {
+			return k, true
+		}
 	}
-	if v.base.bag == nil {
-		return nil, false
-	}
-	return v.base.bag.Get(kid)
+	return nil, false
 }
 
-// openBaseLocked looks for a second bag: of the volume, or of what it was before a
-// rollback. That must be under the same volume key, or a volume could claim to
-// be another's successor.
-func (v *Volume) openBaseLocked() {
+// openLoansLocked opens the loans whose volume keys are there, if it has not since a
+// key was added: those of the volume, or of what it was before a rollback. That
+// must be under the same volume key, or a volume could claim to be another's
+// successor.
+func (v *Volume) openLoansLocked() {
 	s := v.store
+	added := s.keysAdded.Load()
+	if v.base.tried == added {
+		return
+	}
+	v.base.tried = added
 	own, ring := v.headNow().VolumeKey, s.Keyring()
 	s.mu.RLock()
 	history := s.lineageLocked().History(v.id)
 	s.mu.RUnlock()
 	for _, part := range history {
 		s.mu.RLock()
-		uuid := crypt.UUID(s.heads[part.Volume].UUID).Base()
-		id, found := ring.BagVolumeKey(uuid)
-		vk := s.keys[id]
+		names := baseNames(crypt.UUID(s.heads[part.Volume].UUID))
 		s.mu.RUnlock()
-		if !found || vk == nil {
-			continue
+		for level, name := range names {
+			v.openLoanLocked(ring, part.Volume, own, level, name)
 		}
-		if part.Volume != v.id {
-			if w, err := s.volumeByID(part.Volume); err != nil || w.headNow().VolumeKey != own {
-				continue
-			}
-		}
-		bag, err := ring.OpenBag(uuid, vk)
-		if err != nil {
-			v.log.Error("data keys of what a clone starts from", "volume", v.Name(), "err", err)
-			continue
-		}
-		v.base.bag, v.base.vk = bag, id
-		return
 	}
 }
 
-// dropBase forgets the second bag's keys, and every cipher that was made of them.
-func (v *Volume) dropBase() {
+func (v *Volume) openLoanLocked(ring *crypt.Keyring, of layout.VolumeID, own layout.KeyID, level int, name crypt.UUID) {
+	id, found := ring.BagVolumeKey(name)
+	vk := v.store.keyOf(layout.KeyID(id))
+	have := slices.ContainsFunc(v.base.loans, func(l loan) bool { return l.level == level })
+	if !found || vk == nil || have {
+		return
+	}
+	if of != v.id {
+		if w, err := v.store.volumeByID(of); err != nil || w.headNow().VolumeKey != own {
+			return
+		}
+	}
+	bag, err := ring.OpenBag(name, vk)
+	if err != nil {
+		v.log.Error("data keys of what a clone starts from", "volume", v.Name(), "err", err)
+		return
+	}
+	v.base.loans = append(v.base.loans, loan{level, bag, id})
+}
+
+// dropLoans forgets the lent keys, those that one volume key opened or all, and every
+// cipher that was made of them.
+func (v *Volume) dropLoans(drop func(loan) bool) {
 	v.base.mu.Lock()
 	defer v.base.mu.Unlock()
-	if v.base.bag != nil {
-		v.base.bag.Wipe()
-		v.base.bag = nil
+	n := len(v.base.loans)
+	v.base.loans = slices.DeleteFunc(v.base.loans, func(l loan) bool {
+		if !drop(l) {
+			return false
+		}
+		l.bag.Wipe()
+		return true
+	})
+	if n != len(v.base.loans) {
+		v.base.tried = 0
 		v.cache.forget()
 	}
 }
@@ -81,63 +123,108 @@ func (v *Volume) dropBase() {
 // as that of their base.
 func (s *Store) dropBases(vk crypt.ID) {
 	for _, v := range s.opened() {
-		v.base.mu.Lock()
-		theirs := v.base.bag != nil && v.base.vk == vk
-		v.base.mu.Unlock()
-		if theirs {
-			v.dropBase()
-		}
+		v.dropLoans(func(l loan) bool { return l.vk == vk })
 	}
 }
 
-// removeBase removes the second bag of a volume that starts from nothing any more.
-// The caller holds ops.
+// removeBase removes the loans of a volume that starts from nothing any more. The
+// caller holds ops.
 func (s *Store) removeBase(v *Volume) error {
-	uuid := crypt.UUID(v.uuid).Base()
-	if _, found := s.Keyring().BagVolumeKey(uuid); !found {
+	names := baseNames(crypt.UUID(v.uuid))
+	if !slices.ContainsFunc(names[:], func(u crypt.UUID) bool { _, found := s.Keyring().BagVolumeKey(u); return found }) {
 		return nil
 	}
-	// No head names it, so that a keyring with it and one without fit alike.
-	err := s.changeKeys(func(ring *crypt.Keyring) error { ring.RemoveBag(uuid); return nil }, func(*crypt.Keyring) error { return nil }, func() {})
+	// No head names them, so that a keyring with them and one without fit alike.
+	err := s.changeKeys(func(ring *crypt.Keyring) error {
+		for _, u := range names {
+			ring.RemoveBag(u)
+		}
+		return nil
+	}, func(*crypt.Keyring) error { return nil }, func() {})
 	if err == nil {
-		v.dropBase()
+		v.dropLoans(func(loan) bool { return true })
 	}
 	return err
 }
 
-// baseCopy copies the volume's second bag, if it is open, for a clone of the
-// volume; vk is the volume key that it is under. The caller wipes the bag.
-func (v *Volume) baseCopy() (b *crypt.Bag, vk *crypt.VolumeKey, err error) {
+// lent copies the loans that are open, for a clone of the volume; the caller wipes
+// the bags.
+func (v *Volume) lent() (l []loan, err error) {
 	v.base.mu.Lock()
 	defer v.base.mu.Unlock()
-	if v.base.bag == nil {
-		v.openBaseLocked()
+	v.openLoansLocked()
+	for _, o := range v.base.loans {
+		bag, err := o.bag.Clone(math.MaxUint32)
+		if err != nil {
+			return l, err
+		}
+		l = append(l, loan{o.level, bag, o.vk})
 	}
-	if v.base.bag == nil {
-		return nil, nil, nil
-	}
-	if vk = v.store.keyOf(layout.KeyID(v.base.vk)); vk == nil {
-		return nil, nil, nil
-	}
-	b, err = v.base.bag.Clone(math.MaxUint32)
-	return b, vk, err
+	return l, nil
 }
 
-// resealBases seals the second bags that are under one volume key under another,
-// which takes its place.
-func resealBases(ring *crypt.Keyring, old, vk *crypt.VolumeKey, heads []layout.UUID) error {
-	for _, u := range heads {
-		uuid := crypt.UUID(u).Base()
-		if id, found := ring.BagVolumeKey(uuid); !found || id != old.ID() {
-			continue
+// takeKeys gives a clone of w those of its data keys that a snapshot may need: in
+// its bag, or without a chain as a loan. What is lent to w is lent to the clone.
+func (n *newVolume) takeKeys(w *Volume, limit uint32, noChain bool) (err error) {
+	if n.loans, err = w.lent(); err != nil {
+		return err
+	}
+	if !noChain {
+		n.bag, err = w.bag.Clone(limit)
+		return err
+	}
+	for i := range n.loans {
+		n.loans[i].level++
+	}
+	bag, err := w.bag.Clone(limit)
+	if err != nil {
+		return err
+	}
+	n.loans = append(n.loans, loan{0, bag, n.vk.ID()})
+	n.bag = crypt.NewBag()
+	return nil
+}
+
+// setLoans puts a new volume's loans into a keyring.
+func (n *newVolume) setLoans(ring *crypt.Keyring, s *Store, u crypt.UUID) error {
+	names := baseNames(u)
+	for _, l := range n.loans {
+		vk := s.keyOf(layout.KeyID(l.vk))
+		if vk == nil || l.level >= baseLevels {
+			continue // what is shared over more of them is not read
 		}
-		bag, err := ring.OpenBag(uuid, old)
-		if err == nil {
-			err = ring.SetBag(uuid, vk, bag)
-			bag.Wipe()
+		if err := ring.SetBag(names[l.level], vk, l.bag); err != nil {
+			return err
 		}
-		if err != nil {
-			return fmt.Errorf("data keys that a clone has of its base: %w", err)
+	}
+	return nil
+}
+
+func (n *newVolume) wipe() {
+	if n.bag != nil {
+		n.bag.Wipe()
+	}
+	for _, l := range n.loans {
+		l.bag.Wipe()
+	}
+}
+
+// resealLoans seals the loans that are under one volume key under another, which
+// takes its place.
+func resealLoans(ring *crypt.Keyring, old, vk *crypt.VolumeKey, volumes []layout.UUID) error {
+	for _, u := range volumes {
+		for _, name := range baseNames(crypt.UUID(u)) {
+			if id, found := ring.BagVolumeKey(name); !found || id != old.ID() {
+				continue
+			}
+			bag, err := ring.OpenBag(name, old)
+			if err == nil {
+				err = ring.SetBag(name, vk, bag)
+				bag.Wipe()
+			}
+			if err != nil {
+				return fmt.Errorf("data keys that are lent to a clone: %w", err)
+			}
 		}
 	}
 	return nil
@@ -145,14 +232,23 @@ func resealBases(ring *crypt.Keyring, old, vk *crypt.VolumeKey, heads []layout.U
 
 // strayBags are the bags of a keyring that belong to none of the volumes.
 func strayBags(ring *crypt.Keyring, heads map[layout.VolumeID]layout.Head) (l []crypt.UUID) {
-	known := map[crypt.UUID]bool{}
+	bags := ring.Bags()
+	known := make(map[crypt.UUID]bool, len(bags))
 	for _, h := range heads {
-		known[crypt.UUID(h.UUID)], known[crypt.UUID(h.UUID).Base()] = true, true
+		known[crypt.UUID(h.UUID)] = true
 	}
-	for _, b := range ring.Bags() {
+	for _, b := range bags {
 		if !known[b.Volume] {
 			l = append(l, b.Volume)
 		}
 	}
-	return l
+	if len(l) == 0 {
+		return nil
+	}
+	for _, h := range heads {
+		for _, name := range baseNames(crypt.UUID(h.UUID)) {
+			known[name] = true
+		}
+	}
+	return slices.DeleteFunc(l, func(u crypt.UUID) bool { return known[u] })
 }

@@ -89,29 +89,6 @@ func (s *Store) Clone(ctx context.Context, volume, snapshot, name string, o Clon
 	return s.addVolume(n)
 }
 
-// takeKeys gives a clone of w those of its data keys that a snapshot may need: in
-// its bag, or without a chain in its second one.
-func (n *newVolume) takeKeys(w *Volume, limit uint32, noChain bool) (err error) {
-	if noChain {
-		n.bag = crypt.NewBag()
-		n.baseKey = n.vk
-		n.base, err = w.bag.Clone(limit)
-		return err
-	}
-	if n.bag, err = w.bag.Clone(limit); err != nil {
-		return err
-	}
-	n.base, n.baseKey, err = w.baseCopy()
-	return err
-}
-
-func (n *newVolume) wipe() {
-	n.bag.Wipe()
-	if n.base != nil {
-		n.base.Wipe()
-	}
-}
-
 // partKeys gives every ancestor of w that writes under a data key of w's bag a fresh
 // one: a clone of w may get the bag under a volume key of its own, and what they
 // write from now on is none of its business. Others have no key in common with w
@@ -326,10 +303,9 @@ type newVolume struct {
 	vk        *crypt.VolumeKey
 	secrets   []crypt.Secret // slots, if vk is new
 	bag       *crypt.Bag
-	base      *crypt.Bag       // of a clone without a chain: the data keys of its base,
-	baseKey   *crypt.VolumeKey // under that one's volume key
-	parent    *Volume          // that gets a fresh data key, or nil; the caller holds its upkeep
-	replaces  layout.VolumeID  // that becomes hidden, or 0
+	loans     []loan
+	parent    *Volume         // that gets a fresh data key, or nil; the caller holds its upkeep
+	replaces  layout.VolumeID // that becomes hidden, or 0
 }
 
 // addVolume makes a volume's keys and its head durable, with all that goes with
@@ -368,10 +344,8 @@ func (s *Store) addVolume(n newVolume) error {
 				return err
 			}
 		}
-		if n.base != nil {
-			if err := ring.SetBag(crypt.UUID(h.UUID).Base(), n.baseKey, n.base); err != nil {
-				return err
-			}
+		if err := n.setLoans(ring, s, crypt.UUID(h.UUID)); err != nil {
+			return err
 		}
 		return ring.SetBag(crypt.UUID(h.UUID), n.vk, n.bag)
 	}

@@ -214,8 +214,10 @@ func (s *Store) renameVolumes(db *metadb.DB, dst string, super *layout.Superbloc
 		if err := ring.SetBag(crypt.UUID(h.UUID), vk, bag); err != nil {
 			return err
 		}
-		if err := s.renameBase(ring, crypt.UUID(h.UUID).Base()); err != nil {
-			return err
+		for _, name := range baseNames(crypt.UUID(h.UUID)) {
+			if err := s.renameLoan(ring, name); err != nil {
+				return err
+			}
 		}
 		auth, err := crypt.NewAuthority(vk, crypt.UUID(super.UUID), crypt.UUID(h.UUID))
 		if err != nil {
@@ -240,8 +242,8 @@ func (s *Store) renameVolumes(db *metadb.DB, dst string, super *layout.Superbloc
 	})
 }
 
-// renameBase takes a clone's second bag over. All keys are open.
-func (s *Store) renameBase(ring *crypt.Keyring, uuid crypt.UUID) error {
+// renameLoan takes over what is lent to a clone. All keys are open.
+func (s *Store) renameLoan(ring *crypt.Keyring, uuid crypt.UUID) error {
 	id, found := s.keyring.BagVolumeKey(uuid)
 	if !found {
 		return nil

@@ -121,7 +121,9 @@ func (s *Store) dropVolume(h layout.Head) (err error) {
 	}
 	change := func(ring *crypt.Keyring) error {
 		ring.RemoveBag(crypt.UUID(h.UUID))
-		ring.RemoveBag(crypt.UUID(h.UUID).Base())
+		for _, name := range baseNames(crypt.UUID(h.UUID)) {
+			ring.RemoveBag(name)
+		}
 		for _, slot := range ring.Slots() {
 			if last && slot.VolumeKey == crypt.ID(h.VolumeKey) {
 				if err := ring.RemoveSlot(slot.Number); err != nil {

@@ -54,6 +54,7 @@ func (s *Store) AddKeys(secrets []crypt.Secret) (opened []crypt.ID, err error) {
 			old.Wipe()
 		}
 		s.keys[k.ID()] = k
+		s.keysAdded.Add(1)
 	}
 	return opened, nil
 }

@@ -385,7 +385,7 @@ func (v *Volume) wipe() {
 	if v.bag != nil {
 		v.bag.Wipe()
 	}
-	v.dropBase()
+	v.dropLoans(func(loan) bool { return true })
 	if v.auth != nil {
 		v.auth.Wipe()
 	}

@@ -72,6 +72,8 @@ func (s *Store) Rekey(ctx context.Context, volume string, o RekeyOptions) (r Rek
 		return r, fmt.Errorf("rekey volume %s: %w", volume, err)
 	}
 	s.sawKeys(s.keyOf(layout.KeyID(r.New)))
+	s.keysAdded.Add(1)
+	s.dropBases(r.Old) // what is lent is under the new one
 	return r, nil
 }
 
@@ -215,6 +217,17 @@ func (k *rekeying) takes(id layout.VolumeID) bool {
 	return slices.ContainsFunc(k.parts, func(p *rekeyed) bool { return p.id == id })
 }
 
+// descends says whether a volume starts, over however many others, from one that
+// changes its key. Store.mu is held.
+func (k *rekeying) descends(id layout.VolumeID) bool {
+	for ancestor := range k.s.lineageLocked().Depths(id) {
+		if k.takes(ancestor) {
+			return true
+		}
+	}
+	return false
+}
+
 func (k *rekeying) slots() (l []crypt.SlotInfo) {
 	for _, slot := range k.s.Keyring().Slots() {
 		if slot.VolumeKey == crypt.ID(k.old) {
@@ -230,16 +243,18 @@ func (k *rekeying) change(secrets []crypt.Secret, last bool) error {
 	s := k.s
 	s.mu.RLock()
 	old := s.keys[crypt.ID(k.old)]
-	var all []layout.UUID
-	for _, h := range s.heads {
-		all = append(all, h.UUID)
+	var borrowers []layout.UUID // who may have a second bag under the old key
+	for id, h := range s.heads {
+		if last || k.descends(id) {
+			borrowers = append(borrowers, h.UUID)
+		}
 	}
 	s.mu.RUnlock()
 	edit := func(ring *crypt.Keyring) error {
+		if err := resealLoans(ring, old, k.vk, borrowers); err != nil {
+			return err
+		}
 		if last {
-			if err := resealBases(ring, old, k.vk, all); err != nil {
-				return err
-			}
 			for _, slot := range k.slots() {
 				if err := ring.RemoveSlot(slot.Number); err != nil {
 					return err

@@ -314,3 +314,21 @@ func volumeOf(t testing.TB, s *volume.Store, name string) *volume.Volume {
 	must(t, err)
 	return v
 }
+
+// TestNoChainKeyShared: a base that gets a key of its own takes what it lends along,
+// also when others stay under the old one.
+func TestNoChainKeyShared(t *testing.T) {
+	path := filepath.Join(fastDir(t), "s.fsx")
+	s := create(t, path, 1<<20)
+	put(t, mainVolume(t, s), 1, 1)
+	must(t, mainVolume(t, s).CreateSnapshot(ctx0, "base"))
+	must(t, s.CreateVolume(ctx0, "other", 1<<20, volume.VolumeOptions{}))
+	must(t, s.Clone(ctx0, "main", "base", "c", volume.CloneOptions{Secrets: []crypt.Secret{numbered(t, 1)}, NoChain: true}))
+	_, err := s.Rekey(ctx0, "main", volume.RekeyOptions{Secrets: []crypt.Secret{numbered(t, 2)}})
+	must(t, err)
+	must(t, s.DeleteVolume(ctx0, "other")) // the last under the old key
+	closeStore(t, s)
+	s = openAs(t, path, numbered(t, 1), numbered(t, 2))
+	expect(t, volumeOf(t, s, "c"), 1, 1)
+	closeStore(t, s)
+}

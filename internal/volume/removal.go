@@ -143,6 +143,7 @@ func (s *Store) RemoveKey(ctx context.Context, id crypt.ID, force bool) (r KeyRe
 		}
 	}
 	s.forgetKey(id)
+	s.dropBases(id) // clones without a chain read no more of what is under it
 	r.Lost = s.closeUnder(id, force)
 	r.KeyStatus = s.keyStatus(id)
 	s.log.Info("volume key removed", "key", id, "state", r.State, "clients", r.Clients, "force", force)
@@ -174,7 +175,6 @@ func (s *Store) forgetKey(id crypt.ID) {
 	if vk != nil {
 		vk.Wipe()
 	}
-	s.dropBases(id) // clones without a chain read no more of what is under it
 }
 
 // closeUnder closes the open volumes under a key that was forgotten: those that no

@@ -106,6 +106,8 @@ type Store struct {
 
 	calls gate // Close waits for them
 
+	keysAdded atomic.Uint64 // grows when a volume key comes in; from 1
+
 	// ops serialises changes of what volumes there are, and of their keys.
 	ops     sync.Mutex
 	ringGen uint64 // generation of the keyring on disk
@@ -135,11 +137,13 @@ type Store struct {
 }
 
 func newStore(o Options) *Store {
-	return &Store{
+	s := &Store{
 		calls: newGate(), opt: o, limits: o.limits, fs: o.FS, log: o.Log, descs: seglog.NewDescriptors(maxOpenSegments), pool: newPool(),
 		heads: map[layout.VolumeID]layout.Head{}, fates: map[layout.VolumeID]layout.Fate{}, keys: map[crypt.ID]*crypt.VolumeKey{},
 		volumes: map[layout.VolumeID]*Volume{}, settled: map[layout.VolumeID]bool{}, files: map[layout.VolumeID]*seglog.Files{},
 	}
+	s.keysAdded.Store(1)
+	return s
 }
 
 func (o *Options) defaults() {

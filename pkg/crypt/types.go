@@ -73,8 +73,8 @@ func (id ID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
 // UUID names a store or a volume.
 type UUID [16]byte
 
-// Base names a volume's second bag, which is sealed under the volume key of what
-// the volume starts from: SHA-256("FSXC" || UUID), the first 16 bytes.
+// Base names a volume's bag of data keys that are lent to it, sealed under the volume
+// key of what it starts from: SHA-256("FSXC" || UUID), the first 16 bytes.
 func (u UUID) Base() UUID {
 	sum := sha256.Sum256(append([]byte("FSXC"), u[:]...))
 	return UUID(sum[:16])
