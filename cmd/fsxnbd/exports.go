@@ -13,6 +13,7 @@ import (
 	"github.com/fsximg/fsx/internal/control"
 	"github.com/fsximg/fsx/internal/volume"
 	"github.com/fsximg/fsx/pkg/nbdsrv"
+	"github.com/urfave/cli/v2"
 )
 
 // served is one store that is served.
@@ -165,16 +166,38 @@ func (x *exports) open(name string) (nbdsrv.Export, func(), error) {
 	return nbdsrv.Export{}, nil, fmt.Errorf("%s: %w", vol, err)
 }
 
+// need is how many exports must open for a server to start.
+type need int
+
+const (
+	oneExport need = iota // of each store
+	allExports
+	noExport // keys come later
+)
+
+// needOf is what the options ask for.
+func needOf(c *cli.Context) need {
+	switch {
+	case c.Bool("no-keys"):
+		return noExport
+	case c.Bool("require-all-keys"):
+		return allExports
+	}
+	return oneExport
+}
+
 // check finds out what can be served: of each store one export must open, and
 // says why none of any store can be served. Others wait for their first client,
 // except in a store that was not closed cleanly, all of which is recovered now.
-// With all, every export must open.
-func (x *exports) check(env *cliutil.Env, all bool) error {
+func (x *exports) check(env *cliutil.Env, want need) error {
 	opened := 0
 	var first error
 	for _, s := range x.stores {
-		n, err := x.checkStore(env, s, all)
-		if err != nil && all {
+		if want == noExport {
+			break
+		}
+		n, err := x.checkStore(env, s, want == allExports)
+		if err != nil && want == allExports {
 			return err
 		}
 		if first == nil {
@@ -186,6 +209,9 @@ func (x *exports) check(env *cliutil.Env, all bool) error {
 		if !slices.ContainsFunc(x.list(true), func(e nbdsrv.ExportInfo) bool { return e.Name == name }) {
 			return cliutil.Errorf(cliutil.ErrNotFound, "--export %s: no such volume or snapshot", name)
 		}
+	}
+	if want == noExport {
+		return nil
 	}
 	if opened == 0 && first == nil {
 		return cliutil.Errorf(cliutil.ErrNotFound, "nothing to serve")

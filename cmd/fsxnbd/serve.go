@@ -34,6 +34,7 @@ func serveCommand() *cli.Command {
 			&cli.StringFlag{Name: "listen", Usage: "also listen on the loopback address `HOST:PORT`"},
 			&cli.BoolFlag{Name: "read-only", Usage: "refuse all changes"},
 			&cli.StringSliceFlag{Name: "export", Usage: "serve only the export `NAME`; may be repeated"},
+			&cli.BoolFlag{Name: "no-keys", Usage: "start without keys; fsxnbd key add gives them"},
 			&cli.BoolFlag{Name: "require-all-keys", Usage: "do not start unless every volume opens"},
 			&cli.StringFlag{Name: "run", Usage: "run the shell command `CMD` with $uri, $nbd, $unixsocket, and end with it"},
 			&cli.StringFlag{Name: "pid-file", Usage: "write the process id to `FILE` when ready"},
@@ -52,6 +53,9 @@ func objectOfServe(c *cli.Context) string {
 }
 
 func runServe(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) {
+	if c.Bool("no-keys") && (c.Bool("require-all-keys") || cliutil.NamesKeys(c)) {
+		return cliutil.UsageErrorf("--no-keys and the options of keys exclude each other")
+	}
 	if c.Bool("daemon") && !isDaemon() {
 		if c.String("run") != "" {
 			return cliutil.UsageErrorf("--run and --daemon exclude each other")
@@ -73,7 +77,7 @@ func runServe(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 	}()
 	uuid := x.stores[0].st.UUID().String()
 	defer tidyRunDirectory(uuid)
-	if err := x.check(env, c.Bool("require-all-keys")); err != nil {
+	if err := x.check(env, needOf(c)); err != nil {
 		return err
 	}
 	debug.FreeOSMemory() // deriving keys took much
@@ -102,6 +106,7 @@ func openStores(ctx context.Context, env *cliutil.Env, c *cli.Context) (x *expor
 		}
 	}()
 	given, err := givenSecrets(env, c)
+	locked := c.Bool("no-keys")
 	if err != nil {
 		return x, err
 	}
@@ -120,6 +125,9 @@ func openStores(ctx context.Context, env *cliutil.Env, c *cli.Context) (x *expor
 			return x, named(c, path, err)
 		}
 		x.stores = append(x.stores, s)
+		if locked {
+			continue
+		}
 		if err := unlock(ctx, env, c, s, given); err != nil {
 			return x, named(c, path, err)
 		}
