@@ -432,7 +432,7 @@ func (s *Store) CreateVolume(ctx context.Context, name string, size int64, o Vol
 	}
 	n.ephemeral = like.Ephemeral
 	if n.vk = s.keyOf(like.VolumeKey); n.vk == nil {
-		return fmt.Errorf("volume key %s: %w", like.VolumeKey, ErrKeyMissing)
+		return keyMissing(like)
 	}
 	if err := s.mustTrust(n.vk); err != nil {
 		return err

@@ -5,9 +5,11 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/fsximg/fsx/internal/vfs/faultfs"
 	"github.com/fsximg/fsx/internal/volume"
 	"github.com/fsximg/fsx/pkg/crypt"
 )
@@ -284,6 +286,45 @@ func TestRemoveKeyKilled(t *testing.T) {
 	closeStore(t, s)
 }
 
+// TestRemoveKeyNotFlushed: a key whose volume cannot be flushed stays, unless that is
+// forced; then it is said, and what was flushed before is there.
+func TestRemoveKeyNotFlushed(t *testing.T) {
+	watchdog(t, 60*time.Second)
+	d := newDisk(t, volume.Limits{}, faultfs.Options{DropOnFailedSync: true, Seed: 1})
+	s := d.create(t, 16<<20)
+	v, leave := useVolume(t, s, "main")
+	put(t, v, 1, 1)
+	flush(t, v)
+	put(t, v, 2, 2)
+	d.Arm(faultfs.Rule{Ops: []faultfs.Op{faultfs.Sync}, Path: "*.seg", Err: syscall.EIO, Count: 1})
+	id := keyOf(t, s, "main").ID
+	if _, err := s.RemoveKey(ctx0, id, false); !errors.Is(err, volume.ErrNotFlushed) || !errors.Is(err, syscall.EIO) {
+		t.Errorf("not flushed: %v", err)
+	}
+	expectState(t, s, "main", volume.KeyPresent, 1)
+	r, err := s.RemoveKey(ctx0, id, true)
+	must(t, err)
+	if r.State != volume.KeyAbsent || len(r.Lost) != 1 || !errors.Is(r.Lost[0], syscall.EIO) {
+		t.Errorf("forced: %+v", r)
+	}
+	leave()
+	must(t, s.Close())
+	s, err = volume.Open(d.path, d.o)
+	must(t, err)
+	if l, err := s.Contents(); err != nil || !l[0].NeedsReplay {
+		t.Errorf("contents, its log not saved: %+v, %v", l, err)
+	}
+	must(t, s.Unlock([]crypt.Secret{secret(t)}))
+	expect(t, mainVolume(t, s), 1, 1)
+	checkClean(t, s)
+	closeStore(t, s)
+	s = openWith(t, d.path, d.o)
+	if l, err := s.Contents(); err != nil || l[0].NeedsReplay {
+		t.Errorf("contents: %+v, %v", l, err)
+	}
+	closeStore(t, s)
+}
+
 // TestRemoveKeyRace removes and adds the key while clients come and go and commands
 // are carried out: nobody sees anything but a missing key or the end of a volume, and
 // what a client was told that it had written is there.
@@ -398,6 +439,77 @@ func TestRemoveKeyRace(t *testing.T) {
 			expect(t, mainVolume(t, s), int64(i), n)
 		}
 	}
+	checkClean(t, s)
+	closeStore(t, s)
+}
+
+// TestRemoveKeyWhileRekeyed removes and adds keys of a volume that is rekeyed and
+// encrypted anew meanwhile, and that clients write: nothing of what they wrote is lost.
+func TestRemoveKeyWhileRekeyed(t *testing.T) {
+	watchdog(t, 120*time.Second)
+	path := filepath.Join(fastDir(t), "s.fsx")
+	s := createBusy(t, path, 16<<20, volume.Limits{Overlay: 300, Log: 1 << 20})
+	secrets := []crypt.Secret{secret(t)}
+	for i := range 8 {
+		secrets = append(secrets, numbered(t, i))
+	}
+	allowed := func(err error) bool {
+		return err == nil || errors.Is(err, volume.ErrKeyMissing) || errors.Is(err, volume.ErrClosed)
+	}
+	last, stop := 0, make(chan struct{})
+	var client sync.WaitGroup
+	client.Go(func() {
+		for n := 1; ; n++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			v, leave, err := s.UseVolume("main")
+			if err == nil {
+				if err = v.WriteAt(block(n), 4096, false); err == nil {
+					last = n
+				}
+				leave()
+			}
+			if !allowed(err) {
+				t.Errorf("client: %v", err)
+				return
+			}
+		}
+	})
+	removed := 0
+	for i := range 40 {
+		var change sync.WaitGroup
+		change.Go(func() {
+			if _, err := s.Rekey(ctx0, "main", volume.RekeyOptions{Secrets: secrets[1+i%8 : 2+i%8]}); !allowed(err) {
+				t.Errorf("rekey: %v", err)
+			}
+		})
+		change.Go(func() {
+			if _, err := s.Reencrypt(ctx0, "main", volume.ReencryptOptions{}); !allowed(err) {
+				t.Errorf("reencrypt: %v", err)
+			}
+		})
+		_, err := s.RemoveKey(ctx0, keyOf(t, s, "main").ID, i%4 == 0)
+		if err == nil {
+			removed++
+		} else if !errors.Is(err, volume.ErrNoKey) {
+			t.Errorf("remove: %v", err)
+		}
+		change.Wait()
+		must(t, s.Unlock(secrets))
+	}
+	close(stop)
+	client.Wait()
+	if removed == 0 || last == 0 {
+		t.Errorf("%d removals, %d writes", removed, last)
+	}
+	expect(t, mainVolume(t, s), 1, last)
+	checkClean(t, s)
+	closeStore(t, s)
+	s = openAs(t, path, secrets...)
+	expect(t, mainVolume(t, s), 1, last)
 	checkClean(t, s)
 	closeStore(t, s)
 }

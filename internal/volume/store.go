@@ -131,7 +131,7 @@ type Store struct {
 	volumes  map[layout.VolumeID]*Volume // that are open
 	files    map[layout.VolumeID]*seglog.Files
 	users    atomic.Int64             // volumes that are open, roughly
-	settled  map[layout.VolumeID]bool // that were closed since, and have no log to replay
+	settled  map[layout.VolumeID]bool // that were closed since; false: with an error, so that the log is needed
 	closed   bool
 	headless error // a head that could not be read, if any
 }
@@ -444,6 +444,9 @@ func (s *Store) closeFiles(clean bool) error {
 		k.Wipe()
 	}
 	clean = clean && (!s.dir.Unclean || s.recovered())
+	for _, well := range s.settled {
+		clean = clean && well
+	}
 	var errs error
 	s.pool.free()
 	for _, f := range s.files {
