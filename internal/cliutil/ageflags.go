@@ -25,16 +25,30 @@ func ageCreateFlags() []cli.Flag {
 // read it; there is a warning. If a passphrase protects it, the terminal is
 // asked for that.
 func (e *Env) readIdentity(c *cli.Context, path string) (crypt.Secret, error) {
-	b, err := e.readSecretUpTo(path, false, ageslot.MaxIdentityFile)
+	b, err := e.identityText(c, path)
 	if err != nil {
 		return nil, err
 	}
 	defer clear(b)
+	return ageslot.NewIdentity(b, ageslot.Plugins{Say: e.Say})
+}
+
+// identityText is what readIdentity reads, without the protection. The caller
+// clears it.
+func (e *Env) identityText(c *cli.Context, path string) ([]byte, error) {
+	b, err := e.readSecretUpTo(path, false, ageslot.MaxIdentityFile)
+	if err != nil {
+		return nil, err
+	}
 	e.warnIfReadable(path, "identity")
-	plugins := ageslot.Plugins{Say: e.Say}
-	s, err := ageslot.NewIdentity(b, plugins)
+	s, err := ageslot.NewIdentity(b, ageslot.Plugins{Say: e.Say})
+	if err == nil {
+		s.Wipe()
+		return b, nil
+	}
+	defer clear(b)
 	if !errors.Is(err, ageslot.ErrProtected) {
-		return s, err
+		return nil, err
 	}
 	tty, release, ok := e.openTerminal()
 	if !ok {
@@ -47,12 +61,7 @@ func (e *Env) readIdentity(c *cli.Context, path string) (crypt.Secret, error) {
 		return nil, err
 	}
 	defer clear(pass)
-	plain, err := ageslot.Unprotect(b, pass)
-	if err != nil {
-		return nil, err
-	}
-	defer clear(plain)
-	return ageslot.NewIdentity(plain, plugins)
+	return ageslot.Unprotect(b, pass)
 }
 
 // ageSecrets are those of --age-recipient and --age-identity.

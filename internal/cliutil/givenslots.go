@@ -61,7 +61,18 @@ func (e *Env) addGivenSecrets(c *cli.Context, s *SlotSecrets) error {
 			s.Secrets = append(s.Secrets, secret)
 		}
 	}
-	return nil
+	for _, path := range c.StringSlice("age-identity") {
+		b, err := e.identityText(c, path)
+		if err != nil {
+			return keyError("--age-identity "+path, err)
+		}
+		s.Secrets = append(s.Secrets, SlotSecret{Type: ageIdentity, Data: b})
+	}
+	tpm, pin, err := e.tpmFlagValues(c, "")
+	if err == nil && tpm != nil {
+		s.Secrets = append(s.Secrets, SlotSecret{Type: crypt.SlotTPM2.String(), Data: pin, TPM2: tpm})
+	}
+	return err
 }
 
 // addCredentials adds what systemd passed to the service, as credentials does.

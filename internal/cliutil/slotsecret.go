@@ -19,6 +19,10 @@ type SlotSecret struct {
 	TPM2 *TPM2Slot `json:"tpm2,omitempty"` // of a TPM slot only
 }
 
+// ageIdentity is the Type of a secret that opens age slots; Data is the text of the
+// identities. It makes none.
+const ageIdentity = "age-identity"
+
 // Wipe forgets it.
 func (s *SlotSecret) Wipe() {
 	clear(s.Data)
@@ -38,6 +42,8 @@ func (s *SlotSecret) Secret() (crypt.Secret, error) {
 		return crypt.NewClear(), nil
 	case crypt.SlotAge.String():
 		return ageslot.NewRecipient(string(s.Data), ageslot.Plugins{})
+	case ageIdentity:
+		return ageslot.NewIdentity(s.Data, ageslot.Plugins{})
 	case crypt.SlotTPM2.String():
 		if s.TPM2 == nil {
 			return nil, UsageErrorf("a tpm2 slot without its options cannot be made")
