@@ -10,6 +10,7 @@ import (
 
 	"github.com/fsximg/fsx/internal/cliutil"
 	"github.com/fsximg/fsx/internal/control"
+	"github.com/fsximg/fsx/internal/volume"
 	"github.com/urfave/cli/v2"
 )
 
@@ -100,6 +101,9 @@ func printKeys(w io.Writer, k control.Keys) error {
 			writable := ""
 			if d.Writable {
 				writable = "  writing"
+			}
+			if d.Writable && d.Bytes >= volume.ManyBytes {
+				writable += "; more than 1 PiB: fsximg rekey makes a fresh one"
 			}
 			fmt.Fprintf(t, "%s%s\t%d\t%s\t%s\t%s%s\n", heading, v.Name, d.Number, d.ID, d.Cipher, cliutil.FormatSize(int64(min(d.Bytes, 1<<62))), writable)
 			heading = ""

@@ -266,6 +266,7 @@ func (c *checkpoint) run(ctx context.Context) error {
 	if err := v.store.db.Update(func(tx *metadb.Txn) error { return c.setHead(tx, &head) }); err != nil {
 		return err
 	}
+	v.warnOfBytes(v.headNow().Sealed, head.Sealed)
 	c.finish(root, head)
 	return c.release()
 }

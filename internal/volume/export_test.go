@@ -63,3 +63,6 @@ func (v *Volume) WritesUnderKeyOf(w *Volume) bool {
 	_, ok := w.bag.Get(v.bag.WriteKey().ID())
 	return ok
 }
+
+// CountBytes has the volume's data key have encrypted n more bytes.
+func (v *Volume) CountBytes(n uint64) { v.bag.AddBytes(v.bag.WriteKey().ID(), n) }

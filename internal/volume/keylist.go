@@ -49,6 +49,20 @@ func (s *Store) DataKeys(name string) ([]crypt.KeyInfo, error) {
 // the last checkpoint is not counted.
 func (v *Volume) DataKeys() []crypt.KeyInfo { return countSealed(v.bag.Keys(), v.headNow().Sealed) }
 
+// ManyBytes is how much may be encrypted under one data key before that is warned of,
+// in bytes: 1 PiB. With a key of its own for every extent it is no limit.
+const ManyBytes = 1 << 50
+
+// warnOfBytes says once that much was encrypted under the volume's data key, when a
+// head makes it pass ManyBytes.
+func (v *Volume) warnOfBytes(before, after uint64) {
+	for _, k := range v.bag.Keys() {
+		if k.Writable && k.Bytes+before < ManyBytes && k.Bytes+after >= ManyBytes {
+			v.log.Warn("more than 1 PiB was encrypted under a data key; fsximg rekey makes a fresh one", "volume", v.Name(), "key", k.ID)
+		}
+	}
+}
+
 // countSealed adds what the head counts to what the bag does.
 func countSealed(keys []crypt.KeyInfo, sealed uint64) []crypt.KeyInfo {
 	for i := range keys {

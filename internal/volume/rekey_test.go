@@ -3,7 +3,9 @@ package volume_test
 import (
 	"bytes"
 	"errors"
+	"log/slog"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -330,5 +332,29 @@ func TestNoChainKeyShared(t *testing.T) {
 	closeStore(t, s)
 	s = openAs(t, path, numbered(t, 1), numbered(t, 2))
 	expect(t, volumeOf(t, s, "c"), 1, 1)
+	closeStore(t, s)
+}
+
+// TestManyBytes: once a data key has encrypted 1 PiB that is said, once.
+func TestManyBytes(t *testing.T) {
+	var text bytes.Buffer
+	o := createOptions(t, 1<<20)
+	o.Log = slog.New(slog.NewTextHandler(&text, nil))
+	s, err := volume.Create(filepath.Join(fastDir(t), "s.fsx"), o)
+	must(t, err)
+	v := mainVolume(t, s)
+	v.CountBytes(volume.ManyBytes - 2*4096)
+	for n, want := range []int{0, 1, 1} {
+		put(t, v, int64(n), n+1)
+		must(t, v.Checkpoint(ctx0))
+		if got := strings.Count(text.String(), "1 PiB"); got != want {
+			t.Errorf("after %d blocks it was said %d times", n+1, got)
+		}
+	}
+	_, err = s.Rekey(ctx0, "main", volume.RekeyOptions{Secrets: []crypt.Secret{numbered(t, 1)}})
+	must(t, err)
+	if keys := v.DataKeys(); keys[0].Bytes != volume.ManyBytes+4096 || keys[1].Bytes != 0 {
+		t.Errorf("data keys: %+v", keys)
+	}
 	closeStore(t, s)
 }
