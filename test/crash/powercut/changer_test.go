@@ -119,6 +119,19 @@ func (c *changer) choose(ctx context.Context, o *control.Client) func() error {
 	case k < 51:
 		c.what, c.with = "compact", ""
 		return func() error { _, err := o.Compact(ctx); return err }
+	case k < 56:
+		c.what, c.with = "rekey", name
+		secret := cliutil.SlotSecret{Type: "key-file", Data: bytes.Clone(otherKey)}
+		return func() error {
+			_, err := o.Rekey(ctx, control.RekeyRequest{Volume: name, Secrets: []cliutil.SlotSecret{secret}})
+			return err
+		}
+	case k < 58:
+		c.what, c.with = "reencrypt", name
+		return func() error {
+			_, err := o.Reencrypt(ctx, control.ReencryptRequest{Volume: name}, nil)
+			return err
+		}
 	case name == "main":
 		return nil // it has a client
 	case k < 64:
