@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 
 	"github.com/fsximg/fsx/internal/cliutil"
-	"github.com/fsximg/fsx/internal/control"
 	"github.com/fsximg/fsx/internal/volume"
 	"github.com/fsximg/fsx/pkg/crypt"
 	"github.com/urfave/cli/v2"
@@ -53,7 +53,7 @@ func runCopy(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) 
 	}
 	st, err := env.OpenStore(path, how)
 	if errors.Is(err, volume.ErrBusy) {
-		return copyBusy(ctx, path, err)
+		return copyServed(ctx, env, c, path, dst, err)
 	}
 	if err != nil {
 		return err
@@ -79,20 +79,36 @@ func runCopy(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) 
 	if err != nil {
 		return err
 	}
+	return reportCopy(env, c, path, dst)
+}
+
+func reportCopy(env *cliutil.Env, c *cli.Context, path, dst string) error {
 	env.Say("%s: copied to %s", path, dst)
 	if c.Bool("json") {
-		return env.PrintJSON(copyResult{cliutil.NewHeader("fsximg.copy"), path, dst, o.NewUUID})
+		return env.PrintJSON(copyResult{cliutil.NewHeader("fsximg.copy"), path, dst, c.Bool("new-uuid")})
 	}
 	return nil
 }
 
-// copyBusy says what to do about a store that something has: no part of its index
-// can be copied while a server changes it.
-func copyBusy(ctx context.Context, path string, err error) error {
-	server, dialErr := control.Dial(ctx, path)
-	if dialErr != nil {
+// copyServed has the server of a store copy it. Another UUID needs the keys here.
+func copyServed(ctx context.Context, env *cliutil.Env, c *cli.Context, path, dst string, busy error) (err error) {
+	server, err := dialServer(ctx, env, c, path, busy)
+	if err != nil {
 		return err
 	}
-	server.Close()
-	return cliutil.ReplaceHint(err, "stop the server to copy the store, or copy volumes: fsximg export %s:VOLUME reads through it", path)
+	defer closeOperations(server, &err)
+	if c.Bool("new-uuid") {
+		return cliutil.ReplaceHint(busy, "copy it without --new-uuid, and that copy with it")
+	}
+	abs, err := filepath.Abs(dst)
+	if err != nil {
+		return err
+	}
+	p := env.NewProgress("copy", 0)
+	err = server.Copy(ctx, abs, p.Set)
+	p.Stop()
+	if err != nil {
+		return err
+	}
+	return reportCopy(env, c, path, dst)
 }

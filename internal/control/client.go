@@ -226,6 +226,11 @@ func (c *Client) Clone(ctx context.Context, r CloneRequest) error {
 	return c.call(ctx, "clone", r, nil, nil, nil)
 }
 
+// Copy implements Operations.
+func (c *Client) Copy(ctx context.Context, dst string, progress func(done, total int64)) error {
+	return c.call(ctx, "copy", copyRequest{dst}, nil, progress, nil)
+}
+
 // Rekey implements Operations.
 func (c *Client) Rekey(ctx context.Context, r RekeyRequest) (res Rekeyed, err error) {
 	err = c.call(ctx, "rekey", r, &res, nil, nil)

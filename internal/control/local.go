@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 
 	"github.com/fsximg/fsx/internal/cliutil"
@@ -275,6 +276,17 @@ func (l *Local) Resize(ctx context.Context, name string, size int64, shrink bool
 		defer release()
 	}
 	return l.st.Resize(ctx, name, size, shrink)
+}
+
+// Copy implements Operations.
+func (l *Local) Copy(ctx context.Context, dst string, progress func(done, total int64)) error {
+	if !filepath.IsAbs(dst) {
+		return cliutil.UsageErrorf("copy to %s: the path is not absolute", dst)
+	}
+	if err := cliutil.NotInStore(dst); err != nil {
+		return err
+	}
+	return l.st.CopyLive(ctx, dst, progress)
 }
 
 // Flatten implements Operations.

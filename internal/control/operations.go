@@ -45,6 +45,10 @@ type Operations interface {
 	Reencrypt(ctx context.Context, r ReencryptRequest, progress func(done, total int64)) (Reencrypted, error)
 	KeyOperations
 
+	// Copy copies the store to the folder dst, an absolute path, as it is at one
+	// moment.
+	Copy(ctx context.Context, dst string, progress func(done, total int64)) error
+
 	// Close releases the store, or the connection to its server.
 	Close() error
 }

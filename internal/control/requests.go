@@ -35,6 +35,9 @@ type (
 	volumeRequest struct {
 		Volume string `json:"volume"`
 	}
+	copyRequest struct {
+		Destination string `json:"destination"` // an absolute path
+	}
 	renameRequest struct {
 		Volume string `json:"volume"`
 		To     string `json:"to"`
@@ -106,6 +109,9 @@ var operations = map[string]serverOperation{
 	}),
 	"reencrypt": operation(func(ctx context.Context, o Operations, q ReencryptRequest, r *reply) (any, error) {
 		return o.Reencrypt(ctx, q, r.progress)
+	}),
+	"copy": operation(func(ctx context.Context, o Operations, q copyRequest, r *reply) (any, error) {
+		return nil, o.Copy(ctx, q.Destination, r.progress)
 	}),
 	"volume/create": operation(func(ctx context.Context, o Operations, q VolumeRequest, _ *reply) (any, error) {
 		defer wipeSecrets(q.Secrets)

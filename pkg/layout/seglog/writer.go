@@ -114,6 +114,14 @@ func (w *Writer) Capacity() int {
 	return max(n, 0)
 }
 
+// Prepared is the prepared segment; 0 if there is none.
+func (w *Writer) Prepared() layout.SegmentNo {
+	if w.next == nil {
+		return 0
+	}
+	return w.next.no
+}
+
 // NeedsSegment says that no further segment is prepared.
 func (w *Writer) NeedsSegment() bool { return w.next == nil }
 
