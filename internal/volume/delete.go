@@ -152,6 +152,10 @@ func (s *Store) dropVolume(h layout.Head) (err error) {
 
 // removeGoing goes on with the removals that a crash interrupted.
 func (s *Store) removeGoing() {
+	// A deletion may have been cut off before the keys went.
+	if err := s.dropUseless(context.Background()); err != nil {
+		s.log.Warn("a deleted volume is there still", "err", err)
+	}
 	for id, fate := range s.fates {
 		if _, found := s.heads[id]; fate != layout.Going || found {
 			continue

@@ -36,7 +36,7 @@ func TestFamilyCuts(t *testing.T) {
 	t.Logf("RESULT family: %d cuts, FSX_SEED=%d, %v", cuts, seed, time.Since(began).Round(time.Second))
 }
 
-// TestKeyCuts is the same where every other step is a rekeying or a reencryption:
+// TestKeyCuts is the same where every other step is a rekeying, a reencryption or a change of slots:
 // the old keys or the new ones, and no flush that is lost.
 func TestKeyCuts(t *testing.T) {
 	seed, n := seedOf(t), wanted(t)/4
@@ -242,8 +242,10 @@ func (f *families) step() string {
 	switch k := f.rng.IntN(100); {
 	case f.keys && k%4 == 0:
 		return f.rekey(name)
-	case f.keys && k%4 == 1:
+	case f.keys && k%8 == 1:
 		return f.reencrypt(name)
+	case f.keys && k%8 == 5:
+		return f.slots(name)
 	case k < 25:
 		b := f.rng.Int64N(v.Size() / blockSize)
 		p := make([]byte, blockSize)
@@ -331,4 +333,30 @@ func (f *families) reencrypt(name string) string {
 	_, err := f.s.Reencrypt(context.Background(), name, volume.ReencryptOptions{})
 	must(f.t, err)
 	return "reencrypt " + name
+}
+
+// slots changes the slots of a volume's key: one comes, or another gets another
+// secret, or goes.
+func (f *families) slots(name string) string {
+	t, ctx := f.t, context.Background()
+	volumes, err := f.s.Volumes()
+	must(t, err)
+	id := volumes[slices.IndexFunc(volumes, func(v volume.VolumeInfo) bool { return v.Name == name })].VolumeKey
+	var own []crypt.SlotInfo
+	for _, slot := range f.s.Keyring().Slots() {
+		if slot.VolumeKey == id {
+			own = append(own, slot)
+		}
+	}
+	switch {
+	case len(own) < 2:
+		_, err = f.s.AddSlot(ctx, id, otherSecret())
+		must(t, err)
+		return "add slot of " + name
+	case f.rng.IntN(2) == 0:
+		must(t, f.s.ChangeSlot(ctx, own[0].Number, otherSecret()))
+		return "change slot of " + name
+	}
+	must(t, f.s.RemoveSlot(ctx, own[0].Number, false))
+	return "remove slot of " + name
 }

@@ -244,6 +244,7 @@ func see(s *volume.Store) (content, error) {
 	for _, v := range volumes {
 		c["volume key of "+v.Name] = sumOf(v.VolumeKey[:])
 	}
+	c["slots"] = sumOf(fmt.Append(nil, s.Keyring().Slots()))
 	return c, err
 }
 
