@@ -32,7 +32,8 @@ func baseNames(u crypt.UUID) (names [baseLevels]crypt.UUID) {
 type loan struct {
 	level int
 	bag   *crypt.Bag
-	vk    crypt.ID // that it is sealed under
+	vk    crypt.ID   // that it is sealed under
+	name  crypt.UUID // of the bag in the keyring that it was opened from
 }
 
 // baseKeys are the loans that are open.
@@ -97,7 +98,7 @@ func (v *Volume) openLoanLocked(ring *crypt.Keyring, of layout.VolumeID, own lay
 		v.log.Error("data keys of what a clone starts from", "volume", v.Name(), "err", err)
 		return
 	}
-	v.base.loans = append(v.base.loans, loan{level, bag, id})
+	v.base.loans = append(v.base.loans, loan{level: level, bag: bag, vk: id, name: name})
 }
 
 // dropLoans forgets the lent keys, those that one volume key opened or all, and every
@@ -116,6 +117,22 @@ func (v *Volume) dropLoans(drop func(loan) bool) {
 	if n != len(v.base.loans) {
 		v.base.tried = 0
 		v.cache.forget()
+	}
+}
+
+// moveBases has all volumes know that loans which one volume key opened are under
+// another now. The data keys are the same: whoever reads with them goes on.
+func (s *Store) moveBases(old, vk crypt.ID) {
+	ring := s.Keyring()
+	for _, v := range s.opened() {
+		v.base.mu.Lock()
+		for i := range v.base.loans {
+			l := &v.base.loans[i]
+			if id, found := ring.BagVolumeKey(l.name); found && l.vk == old && id == vk {
+				l.vk = vk
+			}
+		}
+		v.base.mu.Unlock()
 	}
 }
 
@@ -158,7 +175,7 @@ func (v *Volume) lent() (l []loan, err error) {
 		if err != nil {
 			return l, err
 		}
-		l = append(l, loan{o.level, bag, o.vk})
+		l = append(l, loan{level: o.level, bag: bag, vk: o.vk})
 	}
 	return l, nil
 }
@@ -180,7 +197,7 @@ func (n *newVolume) takeKeys(w *Volume, limit uint32, noChain bool) (err error) 
 	if err != nil {
 		return err
 	}
-	n.loans = append(n.loans, loan{0, bag, n.vk.ID()})
+	n.loans = append(n.loans, loan{bag: bag, vk: n.vk.ID()})
 	n.bag = crypt.NewBag()
 	return nil
 }

@@ -1,6 +1,10 @@
 package volume
 
-import "context"
+import (
+	"context"
+
+	"github.com/fsximg/fsx/pkg/crypt"
+)
 
 // Limits are when upkeep is due, for tests that want it all the time. A zero
 // field is the default.
@@ -66,3 +70,25 @@ func (v *Volume) WritesUnderKeyOf(w *Volume) bool {
 
 // CountBytes has the volume's data key have encrypted n more bytes.
 func (v *Volume) CountBytes(n uint64) { v.bag.AddBytes(v.bag.WriteKey().ID(), n) }
+
+// OpenLoans looks for a data key that is not there among those that are lent, and
+// counts the bags that are open then.
+func (v *Volume) OpenLoans() int {
+	v.baseKey(crypt.ID{})
+	v.base.mu.Lock()
+	defer v.base.mu.Unlock()
+	return len(v.base.loans)
+}
+
+// LentKey finds a data key among those that are lent to the volume; what it returns
+// uses it.
+func (v *Volume) LentKey(id crypt.ID) func() error {
+	k, ok := v.baseKey(id)
+	return func() error {
+		if !ok {
+			return ErrKeyMissing
+		}
+		_, err := k.Extent(crypt.Nonce{}, 1)
+		return err
+	}
+}

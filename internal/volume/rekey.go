@@ -73,7 +73,7 @@ func (s *Store) Rekey(ctx context.Context, volume string, o RekeyOptions) (r Rek
 	}
 	s.sawKeys(s.keyOf(layout.KeyID(r.New)))
 	s.keysAdded.Add(1)
-	s.dropBases(r.Old) // what is lent is under the new one
+	s.moveBases(r.Old, r.New) // what is lent is under the new one
 	return r, nil
 }
 
