@@ -38,9 +38,10 @@ type loan struct {
 
 // baseKeys are the loans that are open.
 type baseKeys struct {
-	mu    sync.Mutex
-	loans []loan
-	tried uint64 // Store.keysAdded when they were looked for
+	mu     sync.Mutex // it comes before Volume.mu
+	loans  []loan
+	tried  uint64 // Store.keysAdded when they were looked for
+	closed bool   // the volume is: nothing is opened again
 }
 
 // baseKey finds a data key among those that are lent to the volume.
@@ -63,7 +64,7 @@ func (v *Volume) baseKey(kid crypt.ID) (*crypt.DataKey, bool) {
 func (v *Volume) openLoansLocked() {
 	s := v.store
 	added := s.keysAdded.Load()
-	if v.base.tried == added {
+	if v.base.closed || v.base.tried == added {
 		return
 	}
 	v.base.tried = added
@@ -118,6 +119,14 @@ func (v *Volume) dropLoans(drop func(loan) bool) {
 		v.base.tried = 0
 		v.cache.forget()
 	}
+}
+
+// closeLoans forgets the lent keys, for good.
+func (v *Volume) closeLoans() {
+	v.base.mu.Lock()
+	v.base.closed = true
+	v.base.mu.Unlock()
+	v.dropLoans(func(loan) bool { return true })
 }
 
 // moveBases has all volumes know that loans which one volume key opened are under

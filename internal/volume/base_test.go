@@ -3,6 +3,7 @@ package volume_test
 import (
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/fsximg/fsx/internal/volume"
 	"github.com/fsximg/fsx/pkg/crypt"
@@ -52,5 +53,32 @@ func TestLentKeyStaysWhileRekeyed(t *testing.T) {
 	if n := c.OpenLoans(); n != 0 {
 		t.Errorf("%d bags are lent without the parent's key", n)
 	}
+	closeStore(t, s)
+}
+
+// TestLoansOfAClosedVolume: who still has a closed volume, as a reencryption may,
+// opens nothing that is lent to it again.
+func TestLoansOfAClosedVolume(t *testing.T) {
+	s, _, c := lending(t)
+	_, err := s.RemoveKey(ctx0, keyAlone(t, s, "c"), true)
+	must(t, err)
+	if n := c.OpenLoans(); n != 0 {
+		t.Errorf("%d bags are open for a closed volume", n)
+	}
+	closeStore(t, s)
+}
+
+// TestCloseWhileLoansAreLookedAt: who looks for a lent key looks at the head, too, and
+// is not in the way of a volume that closes.
+func TestCloseWhileLoansAreLookedAt(t *testing.T) {
+	watchdog(t, 20*time.Second)
+	s, _, c := lending(t)
+	release := c.HoldLoans()
+	deleted := make(chan error, 1)
+	go func() { deleted <- s.DeleteVolume(ctx0, "c") }()
+	time.Sleep(200 * time.Millisecond)
+	c.Snapshots() // takes the volume's lock, as its head does
+	release()
+	must(t, <-deleted)
 	closeStore(t, s)
 }

@@ -71,6 +71,13 @@ func (v *Volume) WritesUnderKeyOf(w *Volume) bool {
 // CountBytes has the volume's data key have encrypted n more bytes.
 func (v *Volume) CountBytes(n uint64) { v.bag.AddBytes(v.bag.WriteKey().ID(), n) }
 
+// HoldLoans keeps the data keys that are lent to the volume from being looked at
+// until release is called.
+func (v *Volume) HoldLoans() (release func()) {
+	v.base.mu.Lock()
+	return v.base.mu.Unlock
+}
+
 // OpenLoans looks for a data key that is not there among those that are lent, and
 // counts the bags that are open then.
 func (v *Volume) OpenLoans() int {

@@ -366,6 +366,7 @@ func (v *Volume) finalCheckpoint() error {
 
 // wipe forgets plaintext and keys.
 func (v *Volume) wipe() {
+	v.closeLoans() // before mu: who looks for a lent key looks at the head
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	for _, b := range append(v.frozen, v.active) {
@@ -385,7 +386,6 @@ func (v *Volume) wipe() {
 	if v.bag != nil {
 		v.bag.Wipe()
 	}
-	v.dropLoans(func(loan) bool { return true })
 	if v.auth != nil {
 		v.auth.Wipe()
 	}
