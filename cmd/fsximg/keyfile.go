@@ -215,17 +215,51 @@ func runKeyShred(ctx context.Context, env *cliutil.Env, c *cli.Context) (err err
 	if err != nil {
 		return err
 	}
-	lost := volumesUnder(keys, c.String("key"))
-	if err := env.Confirm(ctx, c.Bool("force"), "every slot of volume key %s would be destroyed, and with them %s", c.String("key"), describeOpened(lost)); err != nil {
+	id, err := volumeKeyNamed(keys, c.String("key"))
+	if err != nil && c.Bool("force") {
+		id = c.String("key") // a hidden volume's, which only the store knows, or none
+	} else if err != nil {
 		return err
 	}
-	slots, err := o.ShredSlots(ctx, c.String("key"))
+	lost := volumesUnder(keys, id)
+	if err := env.Confirm(ctx, c.Bool("force"), "every slot of volume key %s would be destroyed, and with them %s", id, describeOpened(lost)); err != nil {
+		return err
+	}
+	slots, err := o.ShredSlots(ctx, id)
 	if err != nil {
 		return err
 	}
 	err = reportSlots(env, c, "fsximg.key.shred", path, slots, nil, "destroyed")
 	env.Say("%s", shredLimits)
 	return err
+}
+
+// volumeKeyNamed is the identifier of the one volume key that a prefix names, so that a
+// mistyped one is told before anything is asked.
+func volumeKeyNamed(keys control.Keys, prefix string) (string, error) {
+	text := strings.ToLower(prefix)
+	if len(text) < 8 {
+		return "", cliutil.UsageErrorf("%q names no key: 8 to 32 hex digits do", prefix)
+	}
+	var found []string
+	add := func(id string) {
+		if strings.HasPrefix(id, text) && !slices.Contains(found, id) {
+			found = append(found, id)
+		}
+	}
+	for _, s := range keys.Slots {
+		add(s.VolumeKey)
+	}
+	for _, v := range keys.Volumes {
+		add(v.VolumeKey)
+	}
+	switch len(found) {
+	case 1:
+		return found[0], nil
+	case 0:
+		return "", cliutil.WithHint(cliutil.Errorf(cliutil.ErrNotFound, "no volume key %s", prefix), "fsximg key list shows them")
+	}
+	return "", cliutil.UsageErrorf("%s names several volume keys", prefix)
 }
 
 func volumesUnder(keys control.Keys, prefix string) (names []string) {
