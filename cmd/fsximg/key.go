@@ -170,7 +170,7 @@ func newSecrets(env *cliutil.Env, c *cli.Context) (*cliutil.SlotSecrets, error) 
 	keys, err := env.SlotSecrets(c)
 	if err == nil && !keys.Any() {
 		err = cliutil.WithHint(cliutil.UsageErrorf("no new secret is named"),
-			"--new-passphrase-file, --new-key-file, --new-recovery-key or --new-clear-key; see %s key %s --help", env.Program, c.Command.Name)
+			"--new-passphrase-file, --new-key-file, --new-recovery-key, --new-age-recipient, --new-tpm2 or --new-clear-key; see %s key %s --help", env.Program, c.Command.Name)
 	}
 	return keys, err
 }

@@ -146,7 +146,7 @@ var advice = []struct {
 	{tpmslot.ErrPolicy, "the firmware, its settings or what was booted is another than when the slot was made; open the store with another key"},
 	{tpmslot.ErrPIN, "the TPM counts wrong PINs, and after some refuses all for a while"},
 	{tpmslot.ErrLockout, "wait as long as the TPM wants (tpm2_getcap properties-variable), or reset it: tpm2_dictionarylockout --clear-lockout"},
-	{tpmslot.ErrNoTPM, "name the TPM with --tpm2-device; ls -l /dev/tpm* shows which there are, and who may use them"},
+	{tpmslot.ErrNoTPM, "name the TPM with --tpm2-device, for a new slot of --new-tpm2 with --new-tpm2-device; ls -l /dev/tpm* shows which there are, and who may use them"},
 	{tpmslot.ErrNeedsPIN, "use --tpm2-pin-file"},
 	{tpmslot.ErrNoPIN, "leave out --tpm2-pin-file"},
 	{tpmslot.ErrOtherTPM, "a TPM slot opens on the machine it was made on; open the store with another key"},

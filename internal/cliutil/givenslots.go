@@ -100,7 +100,7 @@ func (e *Env) addCredentials(store string, s *SlotSecrets) error {
 func (e *Env) addAsked(ctx context.Context, store string, s *SlotSecrets) error {
 	tty, release, ok := e.openTerminal()
 	if !ok {
-		return WithHint(Errorf(ErrNoSecret, "%v", ErrNoSecret), "use --passphrase-file, --key-file or --recovery-key-file")
+		return WithHint(Errorf(ErrNoSecret, "%v", ErrNoSecret), "use --passphrase-file, --key-file, --recovery-key-file, --age-identity or --tpm2")
 	}
 	defer release()
 	pass, err := e.askSecret(ctx, tty, fmt.Sprintf("Passphrase for %s: ", store))

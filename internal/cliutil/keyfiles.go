@@ -189,21 +189,22 @@ func credentials(store string) (secrets []crypt.Secret, err error) {
 	return secrets, nil
 }
 
-// writeSecretFile writes a new file that only its owner can read, durably.
+// writeSecretFile writes a new file, which option names, that only its owner can read,
+// durably.
 // undo removes it.
-func writeSecretFile(path, text string) (undo func(), err error) {
+func writeSecretFile(option, path, text string) (undo func(), err error) {
 	if err := NotInStore(path); err != nil {
-		return nil, fmt.Errorf("--recovery-key-out: %w", err)
+		return nil, fmt.Errorf("--%s: %w", option, err)
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("--recovery-key-out %s: %w", path, bareError(err))
+		return nil, fmt.Errorf("--%s %s: %w", option, path, bareError(err))
 	}
 	_, err = f.WriteString(text)
 	err = errors.Join(err, f.Sync(), f.Close())
 	if err != nil {
 		os.Remove(path)
-		return nil, fmt.Errorf("--recovery-key-out %s: %w", path, err)
+		return nil, fmt.Errorf("--%s %s: %w", option, path, err)
 	}
 	return func() { os.Remove(path) }, nil
 }

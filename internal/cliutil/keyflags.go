@@ -141,7 +141,7 @@ func (k *NewKeys) addRecoveryKey(c *cli.Context) error {
 	if out == "" {
 		return nil
 	}
-	undo, err := writeSecretFile(out, text+"\n")
+	undo, err := writeSecretFile("recovery-key-out", out, text+"\n")
 	if err != nil {
 		return err
 	}

@@ -133,7 +133,7 @@ func (s *SlotSecrets) addRecoveryKey(c *cli.Context) error {
 		s.recovery = text
 		return nil
 	}
-	s.undo, err = writeSecretFile(out, text+"\n")
+	s.undo, err = writeSecretFile("new-recovery-key-out", out, text+"\n")
 	return err
 }
 
