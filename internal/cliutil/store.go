@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"path/filepath"
+	"slices"
 
 	"github.com/fsximg/fsx/internal/volume"
 )
@@ -21,7 +22,15 @@ func (e *Env) OpenStore(path string, how Access) (*volume.Store, error) {
 	st, err := volume.Open(path, volume.Options{ReadOnly: bool(how), Program: e.Program, Log: e.Log, Trust: e.Trust()})
 	switch {
 	case err == nil:
+		for name := range e.trust.epochs {
+			if !slices.Contains(st.Names(), name) {
+				st.Close()
+				return nil, Errorf(ErrNotFound, "--expect-epoch: there is no volume %s", name)
+			}
+		}
 		return st, nil
+	case errors.Is(err, fs.ErrNotExist) && volume.IsStore(path):
+		return nil, WithHint(Errorf(volume.ErrDamaged, "a part of the store is missing: %v", err), "fsximg key restore brings a keyring back from a backup")
 	case errors.Is(err, fs.ErrNotExist) && !errors.Is(err, volume.ErrDamaged):
 		return nil, Errorf(ErrNotFound, "no such store")
 	case errors.Is(err, volume.ErrBusy):

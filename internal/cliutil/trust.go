@@ -87,12 +87,12 @@ type trustPolicy struct {
 // Trust is what is known about stores outside of them, as TrustFlags say.
 func (e *Env) Trust() volume.Trust {
 	p := &trustPolicy{trustOptions: e.trust, env: e, read: map[layout.UUID]trust.Store{}}
-	return volume.Trust{Trusted: p.trusted, LeastEpoch: p.leastEpoch, Seen: p.seen}
+	return volume.Trust{Trusted: p.trusted, LeastEpoch: p.leastEpoch, Seen: p.seen, Expected: e.trust.ids}
 }
 
 func (p *trustPolicy) trusted(store layout.UUID, key crypt.ID) bool {
 	if slices.Contains(p.ids, key.String()) {
-		p.remember(trust.Record{Store: store.String(), VolumeKeys: []string{key.String()}})
+		p.remember(trust.Record{Store: store.String(), VolumeKeys: []string{key.String()}, Accept: true})
 		return true
 	}
 	s := p.known(store)
@@ -110,6 +110,9 @@ func (p *trustPolicy) seen(s volume.Seen) {
 	r := trust.Record{Store: s.Store.String(), Epochs: map[string]uint64{}, Lower: p.accept}
 	for _, k := range s.Keys {
 		r.VolumeKeys = append(r.VolumeKeys, k.String())
+	}
+	for _, k := range s.Gone {
+		r.Gone = append(r.Gone, k.String())
 	}
 	for v, n := range s.Heads {
 		r.Epochs[v.String()] = n

@@ -58,6 +58,9 @@ type Store struct {
 	VolumeKeys []string `json:"volume_keys"`
 	// Epochs are the greatest numbers of heads that were seen, by volume UUID.
 	Epochs map[string]uint64 `json:"epochs"`
+	// Gone are identifiers of volume keys that were replaced, sorted: they are
+	// accepted no more.
+	Gone []string `json:"gone,omitempty"`
 }
 
 // Trusts says whether a volume key was accepted.
@@ -86,6 +89,9 @@ type Record struct {
 	Store      string
 	VolumeKeys []string
 	Epochs     map[string]uint64
+	Gone       []string // volume keys that are accepted no more
+	// Accept takes volume keys that are gone, too.
+	Accept bool
 	// Lower accepts epochs that are less than those that were seen.
 	Lower bool
 }
@@ -123,7 +129,25 @@ func (c *content) add(r Record) (changed bool) {
 	if s.Epochs == nil {
 		s.Epochs = map[string]uint64{}
 	}
+	for _, k := range r.Gone {
+		if i, found := slices.BinarySearch(s.Gone, k); !found {
+			s.Gone = slices.Insert(s.Gone, i, k)
+			changed = true
+		}
+		if i, found := slices.BinarySearch(s.VolumeKeys, k); found {
+			s.VolumeKeys = slices.Delete(s.VolumeKeys, i, i+1)
+			changed = true
+		}
+	}
 	for _, k := range r.VolumeKeys {
+		i, gone := slices.BinarySearch(s.Gone, k)
+		if gone && !r.Accept {
+			continue
+		}
+		if gone {
+			s.Gone = slices.Delete(s.Gone, i, i+1)
+			changed = true
+		}
 		if i, found := slices.BinarySearch(s.VolumeKeys, k); !found {
 			s.VolumeKeys = slices.Insert(s.VolumeKeys, i, k)
 			changed = true
@@ -166,6 +190,7 @@ func (f *File) read() (*content, error) {
 			return nil, fmt.Errorf("%s: %w", f.path, ErrFormat)
 		}
 		slices.Sort(s.VolumeKeys)
+		slices.Sort(s.Gone)
 	}
 	return c, nil
 }

@@ -108,3 +108,30 @@ func TestDefault(t *testing.T) {
 		}
 	}
 }
+
+// TestGone: a volume key that was replaced is accepted no more, until its user says so.
+func TestGone(t *testing.T) {
+	f := trust.At(filepath.Join(t.TempDir(), "trust.json"))
+	trusts := func(want bool) {
+		t.Helper()
+		s, err := f.Store("store")
+		if err != nil || s.Trusts("key") != want {
+			t.Errorf("trusted: %v, %v", s.Trusts("key"), err)
+		}
+	}
+	for _, step := range []struct {
+		r    trust.Record
+		want bool
+	}{
+		{trust.Record{VolumeKeys: []string{"key"}}, true},
+		{trust.Record{Gone: []string{"key"}, VolumeKeys: []string{"next"}}, false},
+		{trust.Record{VolumeKeys: []string{"key"}}, false},
+		{trust.Record{VolumeKeys: []string{"key"}, Accept: true}, true},
+	} {
+		step.r.Store = "store"
+		if err := f.Remember(step.r); err != nil {
+			t.Fatal(err)
+		}
+		trusts(step.want)
+	}
+}

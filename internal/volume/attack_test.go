@@ -330,3 +330,54 @@ func TestForeignExtents(t *testing.T) {
 		})
 	}
 }
+
+// TestLoanIsNotInherited: who takes a clone without a chain over, with a head under a
+// key of his own, does not read with what was lent to it.
+func TestLoanIsNotInherited(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s.fsx")
+	s := create(t, path, 1<<20)
+	put(t, mainVolume(t, s), 1, 1)
+	must(t, mainVolume(t, s).CreateSnapshot(ctx0, "base"))
+	must(t, s.Clone(ctx0, "main", "base", "loan", volume.CloneOptions{Secrets: []crypt.Secret{numbered(t, 2)}, NoChain: true}))
+	must(t, s.CreateVolume(ctx0, "his", 1<<20, volume.VolumeOptions{Secrets: []crypt.Secret{numbered(t, 1)}}))
+	closeStore(t, s)
+	a := newAttacker(t, path, numbered(t, 1))
+	a.index(func(db *metadb.DB) {
+		h := a.head(db, 2)
+		ring := ringOf(t, path)
+		bag := crypt.NewBag()
+		defer bag.Wipe()
+		key, err := crypt.NewDataKey(crypt.AES256GCM)
+		must(t, err)
+		must(t, bag.Add(key, true))
+		must(t, ring.SetBag(crypt.UUID(h.UUID), a.vk, bag))
+		dir := store.At(vfs.OS(), path)
+		must(t, errors.Join(dir.WriteKeyring(ring.Encode(), 101), dir.WriteKeyring(ring.Encode(), 102)))
+		digest, _ := ring.BagDigest(crypt.UUID(h.UUID))
+		h.VolumeKey, h.BagDigest, h.SlotsDigest = layout.KeyID(a.vk.ID()), digest, ring.SlotsDigest(a.vk.ID())
+		a.forge(db, h)
+	})
+	s = openAs(t, path, secret(t), numbered(t, 1)) // the base's key, and his
+	defer s.Close()
+	expect(t, mainVolume(t, s), 1, 1)
+	p := make([]byte, 4096, 4096+16)
+	if err := volumeOf(t, s, "loan").ReadAt(p, 4096, false); !errors.Is(err, volume.ErrKeyMissing) || bytes.Contains(p, block(1)[:64]) {
+		t.Errorf("read: %v", err)
+	}
+}
+
+// TestReplacedKeyIsTrustedNoMore: after a rekeying the trust file is told that the old
+// volume key counts no more.
+func TestReplacedKeyIsTrustedNoMore(t *testing.T) {
+	o := createOptions(t, 1<<20)
+	var gone []crypt.ID
+	o.Trust.Seen = func(s volume.Seen) { gone = append(gone, s.Gone...) }
+	s, err := volume.Create(filepath.Join(t.TempDir(), "s.fsx"), o)
+	must(t, err)
+	r, err := s.Rekey(ctx0, "main", volume.RekeyOptions{Secrets: []crypt.Secret{numbered(t, 1)}})
+	must(t, err)
+	if len(gone) != 1 || gone[0] != r.Old {
+		t.Errorf("gone: %v, want %v", gone, r.Old)
+	}
+	closeStore(t, s)
+}

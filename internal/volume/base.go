@@ -17,9 +17,12 @@ const baseLevels = 4
 // baseNames are the names of a volume's bags of lent data keys. The first is of
 // those that it was not given when it was cloned without a chain; the next ones of
 // those that had not been given to its parent, and so on.
-func baseNames(u crypt.UUID) (names [baseLevels]crypt.UUID) {
+// They hold for the volume under one volume key: somebody else's head for the same
+// volume finds nothing.
+func baseNames(volume layout.UUID, vk layout.KeyID) (names [baseLevels]crypt.UUID) {
+	u := crypt.UUID(volume)
 	for i := range names {
-		u = u.Base()
+		u = crypt.LoanName(u, crypt.ID(vk))
 		names[i] = u
 	}
 	return names
@@ -74,7 +77,7 @@ func (v *Volume) openLoansLocked() {
 	s.mu.RUnlock()
 	for _, part := range history {
 		s.mu.RLock()
-		names := baseNames(crypt.UUID(s.heads[part.Volume].UUID))
+		names := baseNames(s.heads[part.Volume].UUID, s.heads[part.Volume].VolumeKey)
 		s.mu.RUnlock()
 		for level, name := range names {
 			v.openLoanLocked(ring, part.Volume, own, level, name)
@@ -156,7 +159,7 @@ func (s *Store) dropBases(vk crypt.ID) {
 // removeBase removes the loans of a volume that starts from nothing any more. The
 // caller holds ops.
 func (s *Store) removeBase(v *Volume) error {
-	names := baseNames(crypt.UUID(v.uuid))
+	names := baseNames(v.uuid, v.headNow().VolumeKey)
 	if !slices.ContainsFunc(names[:], func(u crypt.UUID) bool { _, found := s.Keyring().BagVolumeKey(u); return found }) {
 		return nil
 	}
@@ -212,8 +215,8 @@ func (n *newVolume) takeKeys(w *Volume, limit uint32, noChain bool) (err error) 
 }
 
 // setLoans puts a new volume's loans into a keyring.
-func (n *newVolume) setLoans(ring *crypt.Keyring, s *Store, u crypt.UUID) error {
-	names := baseNames(u)
+func (n *newVolume) setLoans(ring *crypt.Keyring, s *Store, u layout.UUID) error {
+	names := baseNames(u, layout.KeyID(n.vk.ID()))
 	for _, l := range n.loans {
 		vk := s.keyOf(layout.KeyID(l.vk))
 		if vk == nil || l.level >= baseLevels {
@@ -237,9 +240,9 @@ func (n *newVolume) wipe() {
 
 // resealLoans seals the loans that are under one volume key under another, which
 // takes its place.
-func resealLoans(ring *crypt.Keyring, old, vk *crypt.VolumeKey, volumes []layout.UUID) error {
-	for _, u := range volumes {
-		for _, name := range baseNames(crypt.UUID(u)) {
+func resealLoans(ring *crypt.Keyring, old, vk *crypt.VolumeKey, borrowers []layout.Head) error {
+	for _, h := range borrowers {
+		for _, name := range baseNames(h.UUID, h.VolumeKey) {
 			if id, found := ring.BagVolumeKey(name); !found || id != old.ID() {
 				continue
 			}
@@ -252,6 +255,33 @@ func resealLoans(ring *crypt.Keyring, old, vk *crypt.VolumeKey, volumes []layout
 				return fmt.Errorf("data keys that are lent to a clone: %w", err)
 			}
 		}
+	}
+	return nil
+}
+
+// renameLoans has what is lent to a volume be lent to it under another volume key.
+// Whoever lent it has agreed to that volume, and must be here: else the error is
+// ErrKeyMissing. key finds an open volume key.
+func renameLoans(ring *crypt.Keyring, h *layout.Head, to layout.KeyID, key func(crypt.ID) *crypt.VolumeKey) error {
+	from, names := baseNames(h.UUID, h.VolumeKey), baseNames(h.UUID, to)
+	for i, name := range from {
+		id, found := ring.BagVolumeKey(name)
+		if !found {
+			continue
+		}
+		vk := key(id)
+		if vk == nil {
+			return fmt.Errorf("volume key %s, which lends it what it shares with its base: %w", id, ErrKeyMissing)
+		}
+		bag, err := ring.OpenBag(name, vk)
+		if err == nil {
+			err = ring.SetBag(names[i], vk, bag)
+			bag.Wipe()
+		}
+		if err != nil {
+			return fmt.Errorf("data keys that are lent to a clone: %w", err)
+		}
+		ring.RemoveBag(name)
 	}
 	return nil
 }
@@ -272,7 +302,7 @@ func strayBags(ring *crypt.Keyring, heads map[layout.VolumeID]layout.Head) (l []
 		return nil
 	}
 	for _, h := range heads {
-		for _, name := range baseNames(crypt.UUID(h.UUID)) {
+		for _, name := range baseNames(h.UUID, h.VolumeKey) {
 			known[name] = true
 		}
 	}

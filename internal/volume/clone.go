@@ -344,7 +344,7 @@ func (s *Store) addVolume(n newVolume) error {
 				return err
 			}
 		}
-		if err := n.setLoans(ring, s, crypt.UUID(h.UUID)); err != nil {
+		if err := n.setLoans(ring, s, h.UUID); err != nil {
 			return err
 		}
 		return ring.SetBag(crypt.UUID(h.UUID), n.vk, n.bag)

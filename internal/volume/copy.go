@@ -214,7 +214,7 @@ func (s *Store) renameVolumes(db *metadb.DB, dst string, super *layout.Superbloc
 		if err := ring.SetBag(crypt.UUID(h.UUID), vk, bag); err != nil {
 			return err
 		}
-		for _, name := range baseNames(crypt.UUID(h.UUID)) {
+		for _, name := range baseNames(h.UUID, h.VolumeKey) {
 			if err := s.renameLoan(ring, name); err != nil {
 				return err
 			}

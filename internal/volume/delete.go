@@ -121,7 +121,7 @@ func (s *Store) dropVolume(h layout.Head) (err error) {
 	}
 	change := func(ring *crypt.Keyring) error {
 		ring.RemoveBag(crypt.UUID(h.UUID))
-		for _, name := range baseNames(crypt.UUID(h.UUID)) {
+		for _, name := range baseNames(h.UUID, h.VolumeKey) {
 			ring.RemoveBag(name)
 		}
 		for _, slot := range ring.Slots() {

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/fsximg/fsx/pkg/crypt"
 	"github.com/fsximg/fsx/pkg/layout"
@@ -34,6 +36,15 @@ func (s *Store) AddKeys(secrets []crypt.Secret) (opened []crypt.ID, err error) {
 	defer s.calls.leave()
 	keys, err := s.Keyring().Unlock(secrets...)
 	if err != nil {
+		return nil, fmt.Errorf("%s: %w", s.dir.Path, err)
+	}
+	s.mu.RLock()
+	open := slices.AppendSeq(slices.Clone(keys), maps.Values(s.keys))
+	s.mu.RUnlock()
+	if err := s.opt.Trust.expected(open); err != nil {
+		for _, k := range keys {
+			k.Wipe()
+		}
 		return nil, fmt.Errorf("%s: %w", s.dir.Path, err)
 	}
 	s.sawKeys(keys...)

@@ -61,15 +61,26 @@ func (s *Store) Rekey(ctx context.Context, volume string, o RekeyOptions) (r Rek
 	if k.vk, err = crypt.NewVolumeKey(); err != nil {
 		return r, err
 	}
-	if err := k.prepare(ctx, v, o.Mode); err != nil {
+	if err := k.find(v); err != nil {
 		return r, fmt.Errorf("rekey volume %s: %w", volume, err)
 	}
 	r.Old, r.New = crypt.ID(k.old), k.vk.ID()
 	if r.Shared = k.others(); len(r.Shared) == 0 {
 		r.Removed = k.slots()
 	}
-	if err := k.change(o.Secrets, len(r.Shared) == 0); err != nil {
+	// Deriving keys and asking a TPM takes long: nobody waits for it.
+	slots, err := k.newSlots(o.Secrets, r.Removed)
+	if err == nil {
+		err = k.stop(ctx, v, o.Mode)
+	}
+	if err == nil {
+		err = k.change(slots, len(r.Shared) == 0)
+	}
+	if err != nil {
 		return r, fmt.Errorf("rekey volume %s: %w", volume, err)
+	}
+	if len(r.Shared) == 0 {
+		s.distrustKey(r.Old)
 	}
 	s.sawKeys(s.keyOf(layout.KeyID(r.New)))
 	s.keysAdded.Add(1)
@@ -82,12 +93,14 @@ func (s *Store) Rekey(ctx context.Context, volume string, o RekeyOptions) (r Rek
 // each begins a segment of its own: a record that the old key authenticates is not
 // needed again, and those that its holder could make do not count.
 type rekeying struct {
-	s      *Store
-	old    layout.KeyID
-	vk     *crypt.VolumeKey
-	parts  []*rekeyed
-	done   bool  // the change is durable
-	failed error // it may be durable: which key counts is not known
+	s   *Store
+	old layout.KeyID
+	vk  *crypt.VolumeKey
+	// volumes are what changes keys; parts are those of them that stand still.
+	volumes []*Volume
+	parts   []*rekeyed
+	done    bool  // the change is durable
+	failed  error // it may be durable: which key counts is not known
 }
 
 // rekeyed is a volume in between.
@@ -102,8 +115,40 @@ type rekeyed struct {
 	head   layout.Head
 }
 
-// prepare does all that can fail without harm. v is the volume with the name.
-func (k *rekeying) prepare(ctx context.Context, v *Volume, mode crypt.Mode) error {
+// newSlots makes the slots of the new volume key, in a copy of the keyring of which
+// nothing else counts, without those that go.
+func (k *rekeying) newSlots(secrets []crypt.Secret, gone []crypt.SlotInfo) (*crypt.Keyring, error) {
+	ring, err := crypt.ParseKeyring(k.s.Keyring().Encode(), crypt.UUID(k.s.UUID()))
+	if err != nil {
+		return nil, err
+	}
+	for _, slot := range gone {
+		if err := ring.RemoveSlot(slot.Number); err != nil {
+			return nil, err
+		}
+	}
+	for _, secret := range secrets {
+		if _, err := ring.AddSlot(k.vk, secret); err != nil {
+			return nil, err
+		}
+	}
+	return ring, nil
+}
+
+// renamed are heads as they will be: those of the volumes that change keys are under
+// the new one.
+func (k *rekeying) renamed(heads []layout.Head) []layout.Head {
+	heads = slices.Clone(heads)
+	for i := range heads {
+		if k.takes(heads[i].Volume) {
+			heads[i].VolumeKey = layout.KeyID(k.vk.ID())
+		}
+	}
+	return heads
+}
+
+// find finds the volumes that change keys. v is the one with the name.
+func (k *rekeying) find(v *Volume) error {
 	s := k.s
 	s.mu.RLock()
 	history := s.lineageLocked().History(v.id)
@@ -113,9 +158,16 @@ func (k *rekeying) prepare(ctx context.Context, v *Volume, mode crypt.Mode) erro
 		if err != nil {
 			return err
 		}
-		if w.headNow().VolumeKey != k.old {
-			continue
+		if w.headNow().VolumeKey == k.old {
+			k.volumes = append(k.volumes, w)
 		}
+	}
+	return nil
+}
+
+// stop has the logs stand still and does all that can fail without harm.
+func (k *rekeying) stop(ctx context.Context, v *Volume, mode crypt.Mode) error {
+	for _, w := range k.volumes {
 		if err := k.take(ctx, w, w == v, mode); err != nil {
 			return err
 		}
@@ -214,7 +266,7 @@ func (k *rekeying) others() (names []string) {
 }
 
 func (k *rekeying) takes(id layout.VolumeID) bool {
-	return slices.ContainsFunc(k.parts, func(p *rekeyed) bool { return p.id == id })
+	return slices.ContainsFunc(k.volumes, func(v *Volume) bool { return v.id == id })
 }
 
 // descends says whether a volume starts, over however many others, from one that
@@ -239,32 +291,27 @@ func (k *rekeying) slots() (l []crypt.SlotInfo) {
 
 // change makes the new keys durable together with the heads that name them. last
 // says that no other volume is under the old one, whose slots go then.
-func (k *rekeying) change(secrets []crypt.Secret, last bool) error {
+func (k *rekeying) change(slots *crypt.Keyring, last bool) error {
 	s := k.s
 	s.mu.RLock()
 	old := s.keys[crypt.ID(k.old)]
-	var borrowers []layout.UUID // who may have a second bag under the old key
+	var borrowers []layout.Head // to whom something may be lent under the old key
 	for id, h := range s.heads {
 		if last || k.descends(id) {
-			borrowers = append(borrowers, h.UUID)
+			borrowers = append(borrowers, h)
 		}
 	}
 	s.mu.RUnlock()
 	edit := func(ring *crypt.Keyring) error {
-		if err := resealLoans(ring, old, k.vk, borrowers); err != nil {
-			return err
-		}
-		if last {
-			for _, slot := range k.slots() {
-				if err := ring.RemoveSlot(slot.Number); err != nil {
-					return err
-				}
-			}
-		}
-		for _, secret := range secrets {
-			if _, err := ring.AddSlot(k.vk, secret); err != nil {
+		ring.TakeSlots(slots)
+		for _, p := range k.parts {
+			h := p.headNow()
+			if err := renameLoans(ring, &h, layout.KeyID(k.vk.ID()), func(id crypt.ID) *crypt.VolumeKey { return s.keyOf(layout.KeyID(id)) }); err != nil {
 				return err
 			}
+		}
+		if err := resealLoans(ring, old, k.vk, k.renamed(borrowers)); err != nil {
+			return err
 		}
 		for _, p := range k.parts {
 			if err := ring.SetBag(crypt.UUID(p.uuid), k.vk, p.bag); err != nil {

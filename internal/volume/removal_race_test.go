@@ -189,10 +189,12 @@ func TestRemoveKeyWhileRekeyed(t *testing.T) {
 	}
 	close(stop)
 	client.Wait()
-	if removed == 0 || last == 0 {
-		t.Errorf("%d removals, %d writes", removed, last)
+	if removed == 0 {
+		t.Error("no removal")
 	}
-	expect(t, mainVolume(t, s), 1, last)
+	if last > 0 {
+		expect(t, mainVolume(t, s), 1, last)
+	}
 	checkClean(t, s)
 	closeStore(t, s)
 	s = openAs(t, path, secrets...)

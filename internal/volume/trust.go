@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/fsximg/fsx/pkg/crypt"
 	"github.com/fsximg/fsx/pkg/layout"
@@ -25,6 +26,9 @@ type Trust struct {
 	Trusted func(store layout.UUID, key crypt.ID) bool
 	// LeastEpoch is the number that a volume's head must have at least.
 	LeastEpoch func(store, volume layout.UUID, name string) uint64
+	// Expected are identifiers of volume keys; if there are any, secrets must open one
+	// of them.
+	Expected []string
 	// Seen takes note of keys that are trusted, when they are made or opened for
 	// writing, and of the heads of trusted volumes, when the store is closed.
 	Seen func(Seen)
@@ -35,11 +39,27 @@ type Seen struct {
 	Store layout.UUID
 	Keys  []crypt.ID
 	Heads map[layout.UUID]uint64 // their numbers, by volume
+	Gone  []crypt.ID             // volume keys that are not trusted any more
 }
 
 // trusts says whether volumes under a key may be changed.
 func (s *Store) trusts(vk *crypt.VolumeKey) bool {
 	return vk.Proven() || s.opt.Trust.Trusted == nil || s.opt.Trust.Trusted(s.UUID(), vk.ID())
+}
+
+// expected is ErrUntrusted if volume keys are expected and none of them is among keys.
+func (t *Trust) expected(keys []*crypt.VolumeKey) error {
+	if len(t.Expected) == 0 {
+		return nil
+	}
+	var have []string
+	for _, k := range keys {
+		if slices.Contains(t.Expected, k.ID().String()) {
+			return nil
+		}
+		have = append(have, k.ID().String())
+	}
+	return fmt.Errorf("volume key %s: %w: %s was expected", strings.Join(have, ", "), ErrUntrusted, strings.Join(t.Expected, ", "))
 }
 
 // untrustedError names the key, so that it can be compared with what its maker told.
@@ -129,4 +149,12 @@ func (v *Volume) Distrusted() error {
 		return nil
 	}
 	return untrustedError(crypt.ID(v.headNow().VolumeKey))
+}
+
+// distrustKey takes note that nothing is under a volume key any more: whoever has it
+// still must not be able to make a volume that is written to.
+func (s *Store) distrustKey(id crypt.ID) {
+	if s.opt.Trust.Seen != nil {
+		s.opt.Trust.Seen(Seen{Store: s.UUID(), Gone: []crypt.ID{id}})
+	}
 }

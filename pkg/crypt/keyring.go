@@ -134,6 +134,17 @@ func (k *Keyring) RemoveSlot(number int) error {
 	return nil
 }
 
+// TakeSlots takes over the slots of another state of the same keyring, in place of its
+// own.
+func (k *Keyring) TakeSlots(from *Keyring) {
+	from.mu.RLock()
+	slots := slices.Clone(from.slots) // slots are never changed in place
+	from.mu.RUnlock()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.slots = slots
+}
+
 // Slots lists the slots by number.
 func (k *Keyring) Slots() []SlotInfo {
 	k.mu.RLock()

@@ -73,10 +73,11 @@ func (id ID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
 // UUID names a store or a volume.
 type UUID [16]byte
 
-// Base names a volume's bag of data keys that are lent to it, sealed under the volume
-// key of what it starts from: SHA-256("FSXC" || UUID), the first 16 bytes.
-func (u UUID) Base() UUID {
-	sum := sha256.Sum256(append([]byte("FSXC"), u[:]...))
+// LoanName names a bag of data keys that are lent to a volume as long as it is under
+// the volume key vk, sealed under the volume key of what it starts from: SHA-256 of
+// "FSXC" || UUID || identifier of vk, the first 16 bytes.
+func LoanName(volume UUID, vk ID) UUID {
+	sum := sha256.Sum256(append(append([]byte("FSXC"), volume[:]...), vk[:]...))
 	return UUID(sum[:16])
 }
 
