@@ -435,6 +435,7 @@ func TestItem83StalledMemoryIsTakenBack(t *testing.T) {
 		return n == 1 && err == nil
 	})
 	time.Sleep(500 * time.Millisecond) // nobody waits: it may
+	_ = hog.SetReadDeadline(time.Now().Add(time.Minute))
 	if _, err := hog.Read(make([]byte, 1<<20)); err != nil {
 		t.Fatalf("cut without need: %v", err)
 	}
