@@ -118,6 +118,9 @@ func describeSlotsOf(v control.Volume, slots []control.Slot) string {
 			l = append(l, fmt.Sprintf("slot %d (%s)", s.Slot, s.Type))
 		}
 	}
+	if len(l) == 0 && v.Ephemeral {
+		return noSlot
+	}
 	if len(l) == 0 {
 		return noSlot + ": it is lost, unless a backup of the keyring has one, or a server its key"
 	}

@@ -145,7 +145,7 @@ func runKeyAdd(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error
 	if c.IsSet("key") && c.IsSet("volume") {
 		return cliutil.UsageErrorf("--key and --volume both say which volume key")
 	}
-	keys, err := newSecrets(env, c)
+	keys, err := newSecrets(ctx, env, c, path)
 	if err != nil {
 		return err
 	}
@@ -165,10 +165,14 @@ func runKeyAdd(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error
 	return reportSlots(env, c, "fsximg.key.add", path, added, keys, "added")
 }
 
-// newSecrets reads --new-…, of which there must be one.
-func newSecrets(env *cliutil.Env, c *cli.Context) (*cliutil.SlotSecrets, error) {
+// newSecrets reads --new-…, or asks a terminal for a new passphrase.
+func newSecrets(ctx context.Context, env *cliutil.Env, c *cli.Context, store string) (*cliutil.SlotSecrets, error) {
 	keys, err := env.SlotSecrets(c)
-	if err == nil && !keys.Any() {
+	named := false
+	if err == nil {
+		named, err = env.AskNewSlot(ctx, keys, store)
+	}
+	if err == nil && !named {
 		err = cliutil.WithHint(cliutil.UsageErrorf("no new secret is named"),
 			"--new-passphrase-file, --new-key-file, --new-recovery-key, --new-age-recipient, --new-tpm2 or --new-clear-key; see %s key %s --help", env.Program, c.Command.Name)
 	}
@@ -192,7 +196,7 @@ func runKeyChange(ctx context.Context, env *cliutil.Env, c *cli.Context) (err er
 	if err != nil {
 		return err
 	}
-	keys, err := newSecrets(env, c)
+	keys, err := newSecrets(ctx, env, c, path)
 	if err != nil {
 		return err
 	}

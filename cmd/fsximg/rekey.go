@@ -46,7 +46,9 @@ func runRekey(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 		return err
 	}
 	defer func() { keys.Done(err) }()
-	if !keys.Any() {
+	if named, err := env.AskNewSlot(ctx, keys, ref.Store); err != nil {
+		return err
+	} else if !named {
 		return cliutil.WithHint(cliutil.UsageErrorf("rekey: under which key? --new-… is missing"), "e.g. --new-passphrase-file FILE, --new-key-file FILE")
 	}
 	o, err := openOperations(ctx, env, c, ref.Store, forWriting, keysNeeded)
@@ -76,7 +78,7 @@ func tellRekeyed(env *cliutil.Env, ref cliutil.Ref, r control.Rekeyed) {
 		for _, s := range r.Removed {
 			types = append(types, s.Type)
 		}
-		env.Say("Removed with the old key: %d slots (%s)", len(types), strings.Join(types, ", "))
+		env.Say("Removed with the old key: %s (%s)", cliutil.Count(len(types), "slot"), strings.Join(types, ", "))
 		if slices.Contains(types, crypt.SlotRecoveryKey.String()) {
 			env.Say("The old recovery key opens nothing any more, and is not carried over: --new-recovery-key makes one")
 		}
@@ -152,7 +154,7 @@ func tellReencrypted(env *cliutil.Env, ref cliutil.Ref, q control.ReencryptReque
 		env.Say("%s: volume %s is being reencrypted by the server; fsximg info %s shows how far it is", ref.Store, name, ref.Store)
 		return
 	}
-	env.Say("%s: volume %s: %s rewritten, %d old data keys removed", ref.Store, name, cliutil.FormatSize(r.Bytes), len(r.Removed))
+	env.Say("%s: volume %s: %s rewritten, %s removed", ref.Store, name, cliutil.FormatSize(r.Bytes), cliutil.Count(len(r.Removed), "old data key"))
 	for _, k := range r.Held {
 		env.Say("Data key %d (%s) stays: needed by snapshot %s", k.Number, k.ID, strings.Join(k.Snapshots, ", "))
 	}

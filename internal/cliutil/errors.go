@@ -137,6 +137,7 @@ var advice = []struct {
 	{volume.ErrNoKey, "fsxnbd key status STORE shows the volume keys that its server has"},
 	{volume.ErrNotFlushed, "--force removes the key all the same; what was not flushed is lost then"},
 	{volume.ErrOnlyCopy, "to delete what is under it: fsximg volume delete. --force removes the key, and the volumes can only be deleted then"},
+	{volume.ErrUnexpectedKey, "it may be somebody else's store in the place of yours"},
 	{volume.ErrUntrusted, "compare its identifier with what its maker told you; --expect-id ID then trusts it. Reading needs no trust"},
 	{volume.ErrRolledBack, "somebody may have put an old copy in its place. If you did, --accept-rollback takes it"},
 	{volume.ErrReadOnly, "if the store is served, its server was started with --read-only"},

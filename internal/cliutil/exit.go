@@ -43,7 +43,7 @@ func ExitCode(err error) int {
 			crypt.ErrKeyFileSize, crypt.ErrEmptyPassphrase, crypt.ErrLongPassphrase,
 			ageslot.ErrRecipient, tpmslot.ErrPCRs}},
 		{ExitNotFound, []error{ErrNotFound, volume.ErrNotStore, volume.ErrNotFound, volume.ErrNoSnapshot, volume.ErrNoSlot}},
-		{ExitKey, []error{ErrNoSecret, crypt.ErrWrongKey, crypt.ErrRecoveryKey, volume.ErrKeyMissing, volume.ErrUntrusted, volume.ErrNoKey,
+		{ExitKey, []error{ErrNoSecret, crypt.ErrWrongKey, crypt.ErrRecoveryKey, volume.ErrKeyMissing, volume.ErrUntrusted, volume.ErrUnexpectedKey, volume.ErrNoKey,
 			ageslot.ErrIdentity, ageslot.ErrProtected, ageslot.ErrPlugin, tpmslot.ErrNoTPM, tpmslot.ErrLockout, tpmslot.ErrTPM}},
 		{ExitBusy, []error{ErrInUse, volume.ErrBusy, volume.ErrNewerSnapshots, volume.ErrSharedBySnapshots}},
 		{ExitRepaired, []error{ErrRepaired}},

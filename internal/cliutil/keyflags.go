@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"os"
 	"slices"
 
 	"github.com/fsximg/fsx/pkg/crypt"
@@ -156,20 +157,30 @@ func (e *Env) askNewPassphrase(ctx context.Context, store string) ([]crypt.Secre
 			"use --passphrase-file, --key-file, --recovery-key, --age-recipient, --tpm2 or --clear-key")
 	}
 	defer release()
+	pass, err := e.askTwice(ctx, tty, store)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(pass)
+	return passphraseSecret(pass, "the passphrase")
+}
+
+// askTwice asks for a new passphrase. The caller clears it.
+func (e *Env) askTwice(ctx context.Context, tty *os.File, store string) ([]byte, error) {
 	first, err := e.askSecret(ctx, tty, fmt.Sprintf("New passphrase for %s: ", store))
 	if err != nil {
 		return nil, err
 	}
-	defer clear(first)
 	second, err := e.askSecret(ctx, tty, "Again: ")
+	defer clear(second)
+	if err == nil && string(first) != string(second) {
+		err = Errorf(ErrNoSecret, "the two passphrases differ")
+	}
 	if err != nil {
+		clear(first)
 		return nil, err
 	}
-	defer clear(second)
-	if string(first) != string(second) {
-		return nil, Errorf(ErrNoSecret, "the two passphrases differ")
-	}
-	return passphraseSecret(first, "the passphrase")
+	return first, nil
 }
 
 // OpenKeys reads what OpenKeyFlags name, or systemd's credentials. hasClear

@@ -2,6 +2,7 @@ package cliutil
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 
 	"github.com/fsximg/fsx/pkg/crypt"
@@ -170,4 +171,28 @@ func (s *SlotSecrets) Print(e *Env) error {
 	e.Say("The recovery key opens the volume when all else is lost. It is shown only now; keep it in a safe place:")
 	_, err := fmt.Fprintln(e.Stdout, s.recovery)
 	return err
+}
+
+// AskNewSlot asks a terminal for a passphrase, twice, if no option names a new slot. It
+// says whether there is one now.
+func (e *Env) AskNewSlot(ctx context.Context, s *SlotSecrets, store string) (bool, error) {
+	if s.Any() {
+		return true, nil
+	}
+	tty, release, ok := e.openTerminal()
+	if !ok {
+		return false, nil
+	}
+	defer release()
+	pass, err := e.askTwice(ctx, tty, store)
+	if err != nil {
+		return false, err
+	}
+	s.Secrets = append(s.Secrets, SlotSecret{Type: crypt.SlotPassphrase.String(), Data: pass})
+	secret, err := s.Secrets[0].Secret()
+	if err != nil {
+		return false, err
+	}
+	secret.Wipe()
+	return true, nil
 }

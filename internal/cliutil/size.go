@@ -32,11 +32,14 @@ func ParseSize(s string) (int64, error) {
 	return n, nil
 }
 
+// minRate is the least that somebody can mean, in bytes per second.
+const minRate = 64 << 10
+
 // ParseRate reads a number of bytes per second, with the suffixes of sizes.
 func ParseRate(s string) (int64, error) {
 	n, err := parseBytes(strings.TrimSuffix(s, "/s"))
-	if err == nil && n <= 0 {
-		err = UsageErrorf("%q is no rate", s)
+	if err == nil && n < minRate {
+		err = WithHint(UsageErrorf("%q is too slow a rate", s), "bytes per second with K, M or G, say 100M")
 	}
 	return n, err
 }
@@ -97,4 +100,12 @@ func FormatSize(n int64) string {
 	}
 	text := strings.TrimSuffix(strconv.FormatFloat(v, 'f', 1, 64), ".0")
 	return text + " " + suffixes[unit:unit+1] + "iB"
+}
+
+// Count is a number of things for people: 1 slot, 2 slots.
+func Count(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return strconv.Itoa(n) + " " + thing + "s"
 }

@@ -1,6 +1,7 @@
 package cliutil
 
 import (
+	"errors"
 	"os"
 	"regexp"
 	"slices"
@@ -53,6 +54,9 @@ func trustFlags(c *cli.Context) (o trustOptions, err error) {
 	case noTrustFile:
 		o.file = ""
 	}
+	if err := usableTrustFile(c, o.file); err != nil {
+		return o, err
+	}
 	for _, id := range c.StringSlice("expect-id") {
 		id = strings.ToLower(id)
 		if !volumeKeyID.MatchString(id) {
@@ -72,6 +76,18 @@ func trustFlags(c *cli.Context) (o trustOptions, err error) {
 		o.epochs[name] = n
 	}
 	return o, nil
+}
+
+// usableTrustFile refuses to go on with a file that is not a trust file, in a command
+// that would believe it: whoever spoiled it must not have switched it off.
+func usableTrustFile(c *cli.Context, file string) error {
+	if file == "" || c.Command == nil || !slices.ContainsFunc(c.Command.Flags, func(f cli.Flag) bool { return slices.Contains(f.Names(), "trust-file") }) {
+		return nil
+	}
+	if _, err := trust.At(file).Store(""); errors.Is(err, trust.ErrFormat) {
+		return WithHint(err, "look what happened to it; --trust-file %s goes on without one", noTrustFile)
+	}
+	return nil
 }
 
 // trustPolicy asks and tells the trust file. What fails there is a warning: a key that

@@ -85,11 +85,12 @@ func (f family) parent(v volume.VolumeInfo) (name, snapshot string) {
 	return name, snapshot
 }
 
-// alsoReads names the volumes under another volume key that descend from v.
+// alsoReads names the volumes under another volume key that descend from v, and have
+// its data keys.
 func (f family) alsoReads(v volume.VolumeInfo) []string {
 	names := []string{}
 	for id, other := range f.byID {
-		if other.Hidden || other.VolumeKey == v.VolumeKey {
+		if other.Hidden || other.VolumeKey == v.VolumeKey || other.Lent {
 			continue
 		}
 		for n := 0; other.Parent != 0 && n <= len(f.byID); n++ {

@@ -55,6 +55,9 @@ type VolumeInfo struct {
 	// Ephemeral says that its volume key is in no slot; Lost, that it is gone: the
 	// volume can only be deleted.
 	Ephemeral, Lost bool
+	// Lent says that it was cloned without a chain: what it shares with its parent it
+	// reads only while that one's volume key is open, too.
+	Lent bool
 	// Unlocked says that the volume is open, so that what is told is authentic.
 	Unlocked bool
 }
@@ -161,6 +164,7 @@ func (s *Store) volumeInfo(id layout.VolumeID) (VolumeInfo, error) {
 		NeedsReplay: s.needsReplay(id), Unlocked: open != nil,
 		Ephemeral: h.Ephemeral, Lost: h.Ephemeral && s.keyOf(h.VolumeKey) == nil,
 	}
+	_, i.Lent = s.Keyring().BagVolumeKey(baseNames(h.UUID, h.VolumeKey)[0])
 	var err error
 	if h.Parent != 0 {
 		i.ParentName = parent.Name

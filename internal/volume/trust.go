@@ -14,6 +14,8 @@ var (
 	// ErrUntrusted is returned for changes of a volume whose key was opened only by
 	// slots that anyone could have made, and that nobody has said to trust.
 	ErrUntrusted = errors.New("it proves nothing about who made the volume, and is not trusted")
+	// ErrUnexpectedKey says that none of the volume keys that are expected was opened.
+	ErrUnexpectedKey = errors.New("another volume key than expected")
 	// ErrRolledBack says that a volume's head is older than one that was seen before.
 	ErrRolledBack = errors.New("older than expected: the store may have been rolled back")
 )
@@ -59,7 +61,7 @@ func (t *Trust) expected(keys []*crypt.VolumeKey) error {
 		}
 		have = append(have, k.ID().String())
 	}
-	return fmt.Errorf("volume key %s: %w: %s was expected", strings.Join(have, ", "), ErrUntrusted, strings.Join(t.Expected, ", "))
+	return fmt.Errorf("%w: %s, and not %s", ErrUnexpectedKey, strings.Join(have, ", "), strings.Join(t.Expected, ", "))
 }
 
 // untrustedError names the key, so that it can be compared with what its maker told.
