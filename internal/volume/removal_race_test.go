@@ -143,7 +143,7 @@ func TestRemoveKeyWhileRekeyed(t *testing.T) {
 	allowed := func(err error) bool {
 		return err == nil || errors.Is(err, volume.ErrKeyMissing) || errors.Is(err, volume.ErrClosed)
 	}
-	last, stop := 0, make(chan struct{})
+	last, stop, wrote := 0, make(chan struct{}), make(chan struct{})
 	var client sync.WaitGroup
 	client.Go(func() {
 		for n := 1; ; n++ {
@@ -155,7 +155,9 @@ func TestRemoveKeyWhileRekeyed(t *testing.T) {
 			v, leave, err := s.UseVolume("main")
 			if err == nil {
 				if err = v.WriteAt(block(n), 4096, false); err == nil {
-					last = n
+					if last = n; n == 1 {
+						close(wrote)
+					}
 				}
 				leave()
 			}
@@ -165,6 +167,7 @@ func TestRemoveKeyWhileRekeyed(t *testing.T) {
 			}
 		}
 	})
+	<-wrote
 	removed := 0
 	for i := range 40 {
 		var change sync.WaitGroup
@@ -192,9 +195,7 @@ func TestRemoveKeyWhileRekeyed(t *testing.T) {
 	if removed == 0 {
 		t.Error("no removal")
 	}
-	if last > 0 {
-		expect(t, mainVolume(t, s), 1, last)
-	}
+	expect(t, mainVolume(t, s), 1, last)
 	checkClean(t, s)
 	closeStore(t, s)
 	s = openAs(t, path, secrets...)
