@@ -261,8 +261,8 @@ func resealLoans(ring *crypt.Keyring, old, vk *crypt.VolumeKey, borrowers []layo
 
 // renameLoans has what is lent to a volume be lent to it under another volume key.
 // Whoever lent it has agreed to that volume, and must be here: else the error is
-// ErrKeyMissing. key finds an open volume key.
-func renameLoans(ring *crypt.Keyring, h *layout.Head, to layout.KeyID, key func(crypt.ID) *crypt.VolumeKey) error {
+// ErrKeyMissing. key finds an open volume key; moved takes the names by the old ones.
+func renameLoans(ring *crypt.Keyring, h *layout.Head, to layout.KeyID, key func(crypt.ID) *crypt.VolumeKey, moved map[crypt.UUID]crypt.UUID) error {
 	from, names := baseNames(h.UUID, h.VolumeKey), baseNames(h.UUID, to)
 	for i, name := range from {
 		id, found := ring.BagVolumeKey(name)
@@ -282,8 +282,20 @@ func renameLoans(ring *crypt.Keyring, h *layout.Head, to layout.KeyID, key func(
 			return fmt.Errorf("data keys that are lent to a clone: %w", err)
 		}
 		ring.RemoveBag(name)
+		moved[name] = names[i]
 	}
 	return nil
+}
+
+// renamedLoans has an open volume know its loans by their new names.
+func (v *Volume) renamedLoans(moved map[crypt.UUID]crypt.UUID) {
+	v.base.mu.Lock()
+	defer v.base.mu.Unlock()
+	for i := range v.base.loans {
+		if to, ok := moved[v.base.loans[i].name]; ok {
+			v.base.loans[i].name = to
+		}
+	}
 }
 
 // strayBags are the bags of a keyring that belong to none of the volumes.

@@ -56,7 +56,7 @@ func (s *Store) Rekey(ctx context.Context, volume string, o RekeyOptions) (r Rek
 	if err != nil {
 		return r, err
 	}
-	k := &rekeying{s: s, old: v.headNow().VolumeKey}
+	k := &rekeying{s: s, old: v.headNow().VolumeKey, moved: map[crypt.UUID]crypt.UUID{}}
 	defer k.end()
 	if k.vk, err = crypt.NewVolumeKey(); err != nil {
 		return r, err
@@ -99,8 +99,9 @@ type rekeying struct {
 	// volumes are what changes keys; parts are those of them that stand still.
 	volumes []*Volume
 	parts   []*rekeyed
-	done    bool  // the change is durable
-	failed  error // it may be durable: which key counts is not known
+	moved   map[crypt.UUID]crypt.UUID // names of what is lent to them, new ones by old ones
+	done    bool                      // the change is durable
+	failed  error                     // it may be durable: which key counts is not known
 }
 
 // rekeyed is a volume in between.
@@ -306,7 +307,7 @@ func (k *rekeying) change(slots *crypt.Keyring, last bool) error {
 		ring.TakeSlots(slots)
 		for _, p := range k.parts {
 			h := p.headNow()
-			if err := renameLoans(ring, &h, layout.KeyID(k.vk.ID()), func(id crypt.ID) *crypt.VolumeKey { return s.keyOf(layout.KeyID(id)) }); err != nil {
+			if err := renameLoans(ring, &h, layout.KeyID(k.vk.ID()), func(id crypt.ID) *crypt.VolumeKey { return s.keyOf(layout.KeyID(id)) }, k.moved); err != nil {
 				return err
 			}
 		}
@@ -372,6 +373,7 @@ func (k *rekeying) end() {
 			p.mu.Unlock()
 		case k.done:
 			p.goOn()
+			p.renamedLoans(k.moved)
 		default:
 			p.giveUp()
 		}

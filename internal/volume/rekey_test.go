@@ -358,3 +358,32 @@ func TestManyBytes(t *testing.T) {
 	}
 	closeStore(t, s)
 }
+
+// TestLoanAfterBothRekeyed: when clone and base have both got new keys, what is lent
+// goes with the base's new one.
+func TestLoanAfterBothRekeyed(t *testing.T) {
+	s := create(t, filepath.Join(fastDir(t), "s.fsx"), 1<<20)
+	put(t, mainVolume(t, s), 1, 1)
+	must(t, mainVolume(t, s).CreateSnapshot(ctx0, "base"))
+	must(t, s.Clone(ctx0, "main", "base", "c", volume.CloneOptions{Secrets: []crypt.Secret{numbered(t, 1)}, NoChain: true}))
+	expect(t, volumeOf(t, s, "c"), 1, 1)
+	_, err := s.Rekey(ctx0, "c", volume.RekeyOptions{Secrets: []crypt.Secret{numbered(t, 2)}})
+	must(t, err)
+	r, err := s.Rekey(ctx0, "main", volume.RekeyOptions{Secrets: []crypt.Secret{numbered(t, 3)}})
+	must(t, err)
+	expect(t, volumeOf(t, s, "c"), 1, 1)
+	_, err = s.RemoveKey(ctx0, r.New, true)
+	must(t, err)
+	if err := volumeOf(t, s, "c").ReadAt(make([]byte, 4096), 4096, false); !errors.Is(err, volume.ErrKeyMissing) {
+		t.Errorf("read without the base's key: %v", err)
+	}
+	must(t, s.Unlock([]crypt.Secret{numbered(t, 3)}))
+	expect(t, volumeOf(t, s, "c"), 1, 1)
+	// Without the base's key the clone gets no other: it would read nothing of it.
+	_, err = s.RemoveKey(ctx0, r.New, true)
+	must(t, err)
+	if _, err := s.Rekey(ctx0, "c", volume.RekeyOptions{Secrets: []crypt.Secret{numbered(t, 4)}}); !errors.Is(err, volume.ErrKeyMissing) {
+		t.Errorf("rekeyed without the base's key: %v", err)
+	}
+	closeStore(t, s)
+}
