@@ -18,7 +18,8 @@ func copyCommand() *cli.Command {
 		Name: "copy", Usage: "copy a store", ArgsUsage: "STORE DST",
 		Description: "DST is a new folder with the same volumes and snapshots, under the same keys. No key is needed.\n" +
 			"With --new-uuid it is a store of its own: every volume's key is needed then, and the copy is\n" +
-			"opened by the secrets that were given, and no others. A store that is served cannot be copied.",
+			"opened by the secrets that were given, and no others.\n" +
+			"A served store is copied by its server, as it is at one moment, but not with --new-uuid.",
 		Flags: flags([]cli.Flag{
 			&cli.BoolFlag{Name: "new-uuid", Usage: "give the copy an identity of its own"},
 			cliutil.JSONFlag(),

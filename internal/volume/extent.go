@@ -143,7 +143,8 @@ func (v *Volume) extent(owner layout.VolumeID, id layout.ExtentID) (*openExtent,
 	if err != nil {
 		return nil, err
 	}
-	// A data key resolves only through this volume's own bag, so that nobody
+	// A data key resolves only through this volume's own bag, and what is lent to it
+	// by whoever has the key of its base (base.go), so that nobody
 	// can have another volume's extents decrypted by copying them into his own.
 	key, ok := v.bag.Get(crypt.ID(rec.KID))
 	if !ok {
