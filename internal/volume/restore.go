@@ -21,6 +21,9 @@ var (
 	// ErrWouldLose says that a restored keyring would be without the keys of some
 	// volumes, and is a *LossError.
 	ErrWouldLose = errors.New("keys would be lost")
+	// ErrSlotTaken says that a slot of the backup has a number that is now another
+	// volume key's.
+	ErrSlotTaken = errors.New("its number is another volume key's now")
 	errNoKeyring = fmt.Errorf("%w: the store has no keyring", ErrDamaged)
 )
 
@@ -265,7 +268,7 @@ func (m *merge) slots(ring, before *crypt.Keyring, id crypt.ID, heads []layout.H
 		}
 		for _, old := range before.Slots() {
 			if old.Number == slot.Number && old.VolumeKey != id {
-				return fmt.Errorf("slot %d of the backup: its number is another volume key's now; remove that slot first", slot.Number)
+				return fmt.Errorf("slot %d of the backup: %w; remove that slot first", slot.Number, ErrSlotTaken)
 			}
 			if old.Number == slot.Number {
 				replaced = append(replaced, old)

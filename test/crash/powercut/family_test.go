@@ -16,6 +16,7 @@ import (
 
 	"github.com/fsximg/fsx/internal/volume"
 	"github.com/fsximg/fsx/pkg/crypt"
+	"github.com/fsximg/fsx/pkg/layout"
 	"github.com/fsximg/fsx/test/crash"
 )
 
@@ -36,8 +37,8 @@ func TestFamilyCuts(t *testing.T) {
 	t.Logf("RESULT family: %d cuts, FSX_SEED=%d, %v", cuts, seed, time.Since(began).Round(time.Second))
 }
 
-// TestKeyCuts is the same where every other step is a rekeying, a reencryption or a change of slots:
-// the old keys or the new ones, and no flush that is lost.
+// TestKeyCuts is the same where every other step is a rekeying, a reencryption, a change of slots or a
+// restoration of the keyring: the old keys or the new ones, and no flush that is lost.
 func TestKeyCuts(t *testing.T) {
 	seed, n := seedOf(t), wanted(t)/4
 	if full() {
@@ -64,6 +65,8 @@ type families struct {
 	snaps  map[string][]string // of each, oldest first
 	next   int
 	keys   bool // every other step changes keys
+	spare  *layout.KeyringBackup
+	soon   []func() string // the next steps
 	states []content
 	what   []string
 }
@@ -235,6 +238,11 @@ func (f *families) fresh(prefix string) string {
 // step makes one change, and says which.
 func (f *families) step() string {
 	t, ctx := f.t, context.Background()
+	if len(f.soon) > 0 {
+		next := f.soon[0]
+		f.soon = f.soon[1:]
+		return next()
+	}
 	name := f.names[f.rng.IntN(len(f.names))]
 	v, err := f.s.Volume(name)
 	must(t, err)
@@ -246,6 +254,8 @@ func (f *families) step() string {
 		return f.reencrypt(name)
 	case f.keys && k%8 == 5:
 		return f.slots(name)
+	case f.keys && k%16 == 7:
+		return f.restoration(name)
 	case k < 25:
 		b := f.rng.Int64N(v.Size() / blockSize)
 		p := make([]byte, blockSize)
@@ -335,22 +345,25 @@ func (f *families) reencrypt(name string) string {
 	return "reencrypt " + name
 }
 
+func (f *families) keyOf(name string) crypt.ID {
+	volumes, err := f.s.Volumes()
+	must(f.t, err)
+	return volumes[slices.IndexFunc(volumes, func(v volume.VolumeInfo) bool { return v.Name == name })].VolumeKey
+}
+
+func (f *families) slotsOf(name string) []crypt.SlotInfo {
+	id := f.keyOf(name)
+	return slices.DeleteFunc(f.s.Keyring().Slots(), func(s crypt.SlotInfo) bool { return s.VolumeKey != id })
+}
+
 // slots changes the slots of a volume's key: one comes, or another gets another
 // secret, or goes.
 func (f *families) slots(name string) string {
 	t, ctx := f.t, context.Background()
-	volumes, err := f.s.Volumes()
-	must(t, err)
-	id := volumes[slices.IndexFunc(volumes, func(v volume.VolumeInfo) bool { return v.Name == name })].VolumeKey
-	var own []crypt.SlotInfo
-	for _, slot := range f.s.Keyring().Slots() {
-		if slot.VolumeKey == id {
-			own = append(own, slot)
-		}
-	}
+	own := f.slotsOf(name)
 	switch {
 	case len(own) < 2:
-		_, err = f.s.AddSlot(ctx, id, otherSecret())
+		_, err := f.s.AddSlot(ctx, f.keyOf(name), otherSecret())
 		must(t, err)
 		return "add slot of " + name
 	case f.rng.IntN(2) == 0:
@@ -359,4 +372,34 @@ func (f *families) slots(name string) string {
 	}
 	must(t, f.s.RemoveSlot(ctx, own[0].Number, false))
 	return "remove slot of " + name
+}
+
+// restoration is some steps: a volume key gets slots, a backup of the keyring is
+// made, one of the slots changes or goes, and the backup is restored.
+func (f *families) restoration(name string) string {
+	if len(f.slotsOf(name)) == 2 { // the first step may remove one
+		f.soon = append(f.soon, func() string { return f.slots(name) })
+	}
+	f.soon = append(f.soon, func() string {
+		f.spare = &layout.KeyringBackup{Store: f.s.UUID(), Body: f.s.Keyring().Encode()}
+		return f.slots(name)
+	}, f.restore)
+	return f.slots(name)
+}
+
+func (f *families) restore() string {
+	t := f.t
+	must(t, f.s.Close())
+	s, err := volume.OpenForRestore(f.path, options(), f.spare)
+	must(t, err)
+	keys, err := secrets()
+	must(t, err)
+	r, err := s.RestoreKeyring(context.Background(), f.spare, volume.RestoreOptions{Secrets: append(keys, otherSecret()), Force: true})
+	if err != nil && !errors.Is(err, volume.ErrSlotTaken) {
+		t.Fatal("restore: ", err)
+	}
+	must(t, s.Close())
+	f.s, err = openFamily(f.path)
+	must(t, err)
+	return fmt.Sprintf("restore of %d slots, %d of them replaced", len(r.Slots), len(r.Replaced))
 }
