@@ -133,6 +133,19 @@ func describeSlot(s control.Slot) string {
 	if s.KDF != nil {
 		text += fmt.Sprintf(" (%s, %s, %d passes)", s.KDF.Algorithm, cliutil.FormatSize(s.KDF.Memory), s.KDF.Passes)
 	}
+	if s.Age != "" {
+		text += fmt.Sprintf(" (%s)", s.Age)
+	}
+	if s.TPM2 != nil {
+		bound := "no PCRs"
+		if s.TPM2.PCRs != "" {
+			bound = "PCRs " + s.TPM2.PCRs
+		}
+		if s.TPM2.PIN {
+			bound += ", PIN"
+		}
+		text += fmt.Sprintf(" (%s)", bound)
+	}
 	if s.Type == crypt.SlotClear.String() {
 		text += " (anyone can open it)"
 	}

@@ -27,7 +27,8 @@ type Env struct {
 	quiet    bool
 	verbose  bool
 	progress string
-	stdinFor string // what reads stdin, once something does
+	stdinFor string          // what reads stdin, once something does
+	ctx      context.Context // ends at the first signal
 	trust    trustOptions
 }
 
@@ -81,6 +82,7 @@ func Action(minArgs, maxArgs int, object func(*cli.Context) string, run Run) cli
 			err := UsageErrorf("%s: expected %s, got %d argument%s", name, c.Command.ArgsUsage, n, plural(n))
 			return WithHint(err, "%s %s --help", c.App.Name, name)
 		}
+		env.ctx = c.Context
 		err := run(c.Context, env, c)
 		if err == nil {
 			return nil

@@ -55,6 +55,8 @@ func (e *Env) readSecretUpTo(path string, private bool, limit int) ([]byte, erro
 	}
 	if f != e.Stdin {
 		defer f.Close()
+	} else if isTerminal(f) {
+		return e.askSecret(e.ctx, f, "Secret for "+e.stdinFor+" (not shown): ")
 	}
 	st, err := f.Stat()
 	if err != nil {

@@ -5,6 +5,8 @@ import (
 
 	"github.com/fsximg/fsx/internal/volume"
 	"github.com/fsximg/fsx/pkg/crypt"
+	"github.com/fsximg/fsx/pkg/crypt/ageslot"
+	"github.com/fsximg/fsx/pkg/crypt/tpmslot"
 	"github.com/fsximg/fsx/pkg/layout"
 )
 
@@ -15,6 +17,14 @@ func DescribeSlots(slots []crypt.SlotInfo) []Slot {
 		r := Slot{Slot: s.Number, Type: s.Type.String(), VolumeKey: s.VolumeKey.String()}
 		if s.KDF != (crypt.KDF{}) {
 			r.KDF = &KDF{"argon2id", int64(s.KDF.MemoryKiB) << 10, s.KDF.Passes, s.KDF.Lanes}
+		}
+		switch s.Type {
+		case crypt.SlotTPM2:
+			if pcrs, pin, err := tpmslot.Describe(s.Data); err == nil {
+				r.TPM2 = &TPM2{pcrs.String(), pin}
+			}
+		case crypt.SlotAge:
+			r.Age = ageslot.Describe(s.Data)
 		}
 		out = append(out, r)
 	}

@@ -72,6 +72,14 @@ type Slot struct {
 	Type      string `json:"type"`
 	VolumeKey string `json:"volume_key"`
 	KDF       *KDF   `json:"kdf,omitempty"` // of a passphrase
+	TPM2      *TPM2  `json:"tpm2,omitempty"`
+	Age       string `json:"age,omitempty"` // kind of its recipient, as age files name it
+}
+
+// TPM2 is what a TPM slot is bound to, beside the TPM.
+type TPM2 struct {
+	PCRs string `json:"pcrs"` // "7+11"
+	PIN  bool   `json:"pin"`
 }
 
 // KDF is what a passphrase costs.

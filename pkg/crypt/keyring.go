@@ -27,7 +27,8 @@ type SlotInfo struct {
 	Number    int // from 1
 	Type      SlotType
 	VolumeKey ID
-	KDF       KDF // of a passphrase slot, else zero
+	KDF       KDF    // of a passphrase slot, else zero
+	Data      string // what the Wrapper of an age or TPM slot keeps there, bytes; else empty
 }
 
 // BagInfo describes a sealed bag; no key is needed for it.
@@ -154,6 +155,9 @@ func (k *Keyring) Slots() []SlotInfo {
 		infos[i] = SlotInfo{Number: s.number(), Type: s.kind(), VolumeKey: s.volumeKey()}
 		if s.kind() == SlotPassphrase {
 			infos[i].KDF = k.kdf
+		}
+		if s.kind().wrapped() {
+			infos[i].Data = string(s.data())
 		}
 	}
 	return infos

@@ -92,7 +92,7 @@ func TestSlotNumbers(t *testing.T) {
 	if err := k.RemoveSlot(4); err != nil || k.SlotsDigest(a.ID()) != before {
 		t.Errorf("%v, or the digest follows another key's slots", err)
 	}
-	want := []crypt.SlotInfo{{1, crypt.SlotKeyFile, a.ID(), crypt.KDF{}}, {2, crypt.SlotKeyFile, b.ID(), crypt.KDF{}}, {3, crypt.SlotKeyFile, a.ID(), crypt.KDF{}}}
+	want := []crypt.SlotInfo{{1, crypt.SlotKeyFile, a.ID(), crypt.KDF{}, ""}, {2, crypt.SlotKeyFile, b.ID(), crypt.KDF{}, ""}, {3, crypt.SlotKeyFile, a.ID(), crypt.KDF{}, ""}}
 	for i, s := range reparse(t, k).Slots() {
 		if s != want[i] {
 			t.Errorf("slot %+v, want %+v", s, want[i])

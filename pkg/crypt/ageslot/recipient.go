@@ -69,6 +69,25 @@ func (p Plugins) ui() *plugin.ClientUI {
 	}
 }
 
+// Describe names the kind of the recipient that a slot with that data was made for,
+// as the age file in it has it, e.g. X25519 or ssh-ed25519; empty if it has none that
+// can be shown. Whoever writes the keyring can say anything there.
+func Describe(data string) string {
+	for line := range strings.SplitSeq(data, "\n") {
+		kind, ok := strings.CutPrefix(line, "-> ")
+		if !ok {
+			continue
+		}
+		kind, _, _ = strings.Cut(kind, " ")
+		plain := func(r rune) bool { return r > ' ' && r <= '~' }
+		if len(kind) <= 64 && strings.IndexFunc(kind, func(r rune) bool { return !plain(r) }) < 0 {
+			return kind
+		}
+		return ""
+	}
+	return ""
+}
+
 // NewRecipient makes slots for an age recipient: X25519 (age1…), hybrid
 // post-quantum (age1pq1…), tagged, ssh-ed25519, ssh-rsa, or a plugin's
 // (age1NAME1…). Passphrase recipients do not exist here: a passphrase has slots

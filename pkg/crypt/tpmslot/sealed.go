@@ -98,6 +98,16 @@ func (s *sealed) encode() []byte {
 	return append(b, s.private...)
 }
 
+// Describe tells what a slot with that data is bound to, beside its TPM. Whoever
+// writes the keyring can say anything there. The error is crypt.ErrSlotData.
+func Describe(data string) (pcrs PCRs, pin bool, err error) {
+	s, err := decode([]byte(data))
+	if err != nil {
+		return 0, false, err
+	}
+	return s.pcrs, s.pin, nil
+}
+
 // decode reads what encode wrote and nothing else. The error is
 // crypt.ErrSlotData.
 func decode(b []byte) (*sealed, error) {
