@@ -7,7 +7,7 @@ import (
 
 const (
 	// bufferFront is the room before a payload: a reply header ends at it.
-	bufferFront = 32
+	bufferFront = 48
 	// bufferMargin is what a buffer holds besides its payload.
 	bufferMargin = bufferFront + ReadSlack
 

@@ -23,14 +23,17 @@ const (
 	magicRequest    = 0x25609513
 	magicSimple     = 0x67446698
 	magicStructured = 0x668e33ef
+	magicExtRequest = 0x21e41c71
+	magicExtReply   = 0x6e8a278c
 
 	oExportName, oAbort, oList, oStartTLS, oInfo, oGo = 1, 2, 3, 5, 6, 7
 	oStructured, oListMeta, oSetMeta, oExtended       = 8, 9, 10, 11
 
 	rAck, rServer, rInfo, rMeta                              = 1, 2, 3, 4
 	rUnsup, rPolicy, rInvalid, rUnknown, rShutdown, rTooBig  = 1<<31 + 1, 1<<31 + 2, 1<<31 + 3, 1<<31 + 6, 1<<31 + 7, 1<<31 + 9
+	rExtended                                                = 1<<31 + 10
 	cRead, cWrite, cDisc, cFlush, cTrim, cCache, cZero, cSta = 0, 1, 2, 3, 4, 5, 6, 7
-	fFUA, fNoHole, fDF, fReqOne, fFast                       = 1, 2, 4, 8, 16
+	fFUA, fNoHole, fDF, fReqOne, fFast, fPayload             = 1, 2, 4, 8, 16, 32
 
 	eOK, ePERM, eIO, eINVAL, eNOSPC, eNOTSUP = 0, 1, 5, 22, 28, 95
 )
@@ -86,7 +89,8 @@ func serveRAM(t testing.TB, cfg nbdsrv.Config, size int64) (*server, *ramDevice)
 type client struct {
 	t testing.TB
 	net.Conn
-	structured bool
+	structured bool     // replies come in chunks
+	extended   bool     // headers are extended ones
 	contexts   []uint32 // the ids that a BLOCK_STATUS has to tell of
 	flags      uint16
 	size       uint64
@@ -116,9 +120,20 @@ func (s *server) hello(t testing.TB, flags uint32) *client {
 // connect negotiates up to the transmission of export name.
 func (s *server) connect(t testing.TB, name string, structured bool) *client {
 	t.Helper()
+	return s.connectAs(t, name, map[bool]string{false: "simple", true: "structured"}[structured])
+}
+
+// connectAs is connect with simple, structured or extended headers.
+func (s *server) connectAs(t testing.TB, name, headers string) *client {
+	t.Helper()
 	c := s.hello(t, 3)
-	if structured {
+	switch headers {
+	case "structured":
 		c.structure()
+	case "extended":
+		c.extend()
+	}
+	if c.structured {
 		c.choose(name, "base:allocation")
 	}
 	c.enter(name)
@@ -149,6 +164,13 @@ func (c *client) structure() {
 	c.option(oStructured, nil)
 	c.expectReply(oStructured, rAck, nil)
 	c.structured = true
+}
+
+func (c *client) extend() {
+	c.t.Helper()
+	c.option(oExtended, nil)
+	c.expectReply(oExtended, rAck, nil)
+	c.structured, c.extended = true, true
 }
 
 // enter sends GO and takes the answer apart.
@@ -226,7 +248,18 @@ func (c *client) expectReply(opt, typ uint32, data []byte) {
 // request sends a request; payload only goes with WRITE.
 func (c *client) request(cmd, flags uint16, cookie, off uint64, n uint32, payload []byte) {
 	c.t.Helper()
-	c.send(header(cmd, flags, cookie, off, n), payload)
+	c.send(c.header(cmd, flags, cookie, off, n), payload)
+}
+
+// header is the header of a request in the kind that was negotiated.
+func (c *client) header(cmd, flags uint16, cookie, off uint64, n uint32) []byte {
+	if !c.extended {
+		return header(cmd, flags, cookie, off, n)
+	}
+	if cmd == cWrite {
+		flags |= fPayload
+	}
+	return extended(cmd, flags, cookie, off, uint64(n))
 }
 
 // answer is one whole reply, simple or structured.
@@ -237,16 +270,17 @@ type answer struct {
 	chunks []uint16
 	text   string
 	at     int64               // of ERROR_OFFSET, or -1
-	status []uint32            // in context 1
-	in     map[uint32][]uint32 // the same by context
+	status []uint64            // in context 1
+	in     map[uint32][]uint64 // the same by context
 	size   int                 // of all chunks with their headers
+	offset uint64              // that extended headers repeat
 	simple bool
 }
 
 // answer reads one reply. n is the length of the READ it belongs to, if any.
 func (c *client) answer(n int) answer {
 	c.t.Helper()
-	a := answer{at: -1, in: map[uint32][]uint32{}}
+	a := answer{at: -1, in: map[uint32][]uint64{}}
 	if magic := binary.BigEndian.Uint32(c.read(4)); magic == magicSimple {
 		a.simple = true
 		a.errno = binary.BigEndian.Uint32(c.read(4))
@@ -255,28 +289,62 @@ func (c *client) answer(n int) answer {
 			a.data = c.read(n)
 		}
 		return a
-	} else if magic != magicStructured || !c.structured {
+	} else if magic != c.chunkMagic() || !c.structured {
 		c.t.Fatalf("reply magic %#x", magic)
 	}
 	for {
-		p := c.read(16)
-		flags, typ := binary.BigEndian.Uint16(p), binary.BigEndian.Uint16(p[2:])
-		a.cookie = binary.BigEndian.Uint64(p[4:])
-		body := c.read(int(binary.BigEndian.Uint32(p[12:])))
+		flags, typ, body := c.readChunk(&a)
 		a.chunks = append(a.chunks, typ)
-		a.size += 20 + len(body)
 		c.chunk(&a, typ, body)
 		if flags > 1 {
 			c.t.Fatalf("chunk flags %#x", flags)
 		}
 		if flags == 1 {
-			if typ == 5 && len(a.in) != len(c.contexts) {
+			if typ == c.statusType() && len(a.in) != len(c.contexts) {
 				c.t.Fatalf("status in %d contexts, want %d", len(a.in), len(c.contexts))
 			}
 			return a
 		}
-		c.expect(be32(magicStructured))
+		c.expect(be32(c.chunkMagic()))
 	}
+}
+
+func (c *client) chunkMagic() uint32 {
+	if c.extended {
+		return magicExtReply
+	}
+	return magicStructured
+}
+
+func (c *client) statusType() uint16 {
+	if c.extended {
+		return 6
+	}
+	return 5
+}
+
+// readChunk reads a chunk from behind its magic number.
+func (c *client) readChunk(a *answer) (flags, typ uint16, body []byte) {
+	c.t.Helper()
+	p := c.read(12)
+	flags, typ = binary.BigEndian.Uint16(p), binary.BigEndian.Uint16(p[2:])
+	a.cookie = binary.BigEndian.Uint64(p[4:])
+	head, n := uint64(20), uint64(0)
+	if c.extended {
+		head = 32
+		at := binary.BigEndian.Uint64(c.read(8))
+		if len(a.chunks) > 0 && at != a.offset {
+			c.t.Fatalf("chunks of the requests at %#x and %#x in one reply", a.offset, at)
+		}
+		a.offset, n = at, binary.BigEndian.Uint64(c.read(8))
+	} else {
+		n = uint64(binary.BigEndian.Uint32(c.read(4)))
+	}
+	if n > 65<<20 {
+		c.t.Fatalf("chunk with %d bytes", n)
+	}
+	a.size += int(head + n)
+	return flags, typ, c.read(int(n))
 }
 
 func (c *client) chunk(a *answer, typ uint16, body []byte) {
@@ -288,18 +356,8 @@ func (c *client) chunk(a *answer, typ uint16, body []byte) {
 		}
 	case 1:
 		a.data = append(a.data, body[8:]...)
-	case 5:
-		if (len(body)-4)%8 != 0 || len(body) < 12 {
-			c.t.Fatalf("BLOCK_STATUS chunk %x", body)
-		}
-		id := binary.BigEndian.Uint32(body)
-		if !slices.Contains(c.contexts, id) || a.in[id] != nil {
-			c.t.Fatalf("BLOCK_STATUS chunk of context %d", id)
-		}
-		for body = body[4:]; len(body) > 0; body = body[4:] {
-			a.in[id] = append(a.in[id], binary.BigEndian.Uint32(body))
-		}
-		a.status = a.in[1]
+	case c.statusType():
+		c.statusChunk(a, body)
 	case 1<<15 + 1, 1<<15 + 2:
 		a.errno = binary.BigEndian.Uint32(body)
 		n := binary.BigEndian.Uint16(body[4:])
@@ -315,6 +373,35 @@ func (c *client) chunk(a *answer, typ uint16, body []byte) {
 	}
 }
 
+// statusChunk takes a BLOCK_STATUS chunk apart, or BLOCK_STATUS_EXT.
+func (c *client) statusChunk(a *answer, body []byte) {
+	c.t.Helper()
+	head, entry := 4, 8
+	if c.extended {
+		head, entry = 8, 16
+	}
+	if (len(body)-head)%entry != 0 || len(body) < head+entry {
+		c.t.Fatalf("BLOCK_STATUS chunk %x", body)
+	}
+	id := binary.BigEndian.Uint32(body)
+	if !slices.Contains(c.contexts, id) || a.in[id] != nil {
+		c.t.Fatalf("BLOCK_STATUS chunk of context %d", id)
+	}
+	if c.extended {
+		if n := binary.BigEndian.Uint32(body[4:]); int(n) != (len(body)-head)/entry {
+			c.t.Fatalf("%d descriptors in %d bytes", n, len(body))
+		}
+	}
+	for body = body[head:]; len(body) > 0; body = body[entry/2:] {
+		v := uint64(binary.BigEndian.Uint32(body))
+		if c.extended {
+			v = binary.BigEndian.Uint64(body)
+		}
+		a.in[id] = append(a.in[id], v)
+	}
+	a.status = a.in[1]
+}
+
 // do sends a request and returns the reply to it.
 func (c *client) do(cmd, flags uint16, off uint64, n uint32, payload []byte) answer {
 	c.t.Helper()
@@ -325,8 +412,8 @@ func (c *client) do(cmd, flags uint16, off uint64, n uint32, payload []byte) ans
 		want = int(n)
 	}
 	a := c.answer(want)
-	if a.cookie != cookie {
-		c.t.Fatalf("cookie %#x, want %#x", a.cookie, cookie)
+	if a.cookie != cookie || (c.extended && a.offset != off) {
+		c.t.Fatalf("cookie %#x, offset %#x, want %#x, %#x", a.cookie, a.offset, cookie, off)
 	}
 	return a
 }
@@ -362,6 +449,10 @@ func join(parts ...[]byte) (p []byte) {
 
 func header(cmd, flags uint16, cookie, off uint64, n uint32) []byte {
 	return join(be32(magicRequest), be16(flags), be16(cmd), be64(cookie), be64(off), be32(n))
+}
+
+func extended(cmd, flags uint16, cookie, off, n uint64) []byte {
+	return join(be32(magicExtRequest), be16(flags), be16(cmd), be64(cookie), be64(off), be64(n))
 }
 
 func info(name string, requests ...uint16) []byte {

@@ -51,7 +51,8 @@ type conn struct {
 	// Frozen when the transmission begins.
 	dev        Device
 	shared     *served
-	structured bool
+	mode       replyMode
+	requestLen int // of a request's header
 	readOnly   bool
 	contexts   []metaContext              // what BLOCK_STATUS tells of
 	allowed    [cmdBlockStatus + 1]uint16 // flags that each command takes
@@ -113,9 +114,13 @@ func (c *conn) transmit(ses *session) error {
 	c.dev = ses.open.export.Device
 	c.shared = c.srv.acquire(c.dev)
 	defer c.srv.release(c.shared)
-	c.structured, c.contexts = ses.structured, ses.contexts
+	c.mode, c.contexts = ses.mode, ses.contexts
+	c.requestLen = requestLen
+	if c.mode == extendedHeaders {
+		c.requestLen = extendedLen
+	}
 	c.readOnly = ses.open.export.ReadOnly || c.dev.ReadOnly()
-	c.allowed = allowedFlags(c.structured)
+	c.allowed = allowedFlags(c.mode)
 	c.takeBatch()
 	c.w = copy(c.batch.in[:], ses.early)
 	var err error
@@ -201,7 +206,7 @@ func (c *conn) cut(cause error) {
 func (c *conn) fill() error {
 	if c.r == c.w {
 		c.r, c.w = 0, 0
-	} else if receiveSize-c.w < inlineMax+requestLen {
+	} else if receiveSize-c.w < inlineMax+extendedLen {
 		c.w = copy(c.batch.in[:], c.batch.in[c.r:c.w])
 		c.r = 0
 	}

@@ -63,8 +63,8 @@ func (h *handshake) metaContext(opt option) {
 	set := opt.id == optSetMeta
 	if set {
 		h.meta = metaState{}
-		if !h.structured {
-			h.replyError(opt.id, repErrInvalid, "structured replies were not negotiated")
+		if h.mode == simpleReplies {
+			h.replyError(opt.id, repErrInvalid, "neither structured replies nor extended headers were negotiated")
 			return
 		}
 	}

@@ -241,9 +241,9 @@ func TestItem76AllContexts(t *testing.T) {
 	for range 3 {
 		a := c.must(cSta, fReqOne, 0, 1<<20, nil)
 		for id, run := range a.in {
-			want := []uint32{4096, id}
+			want := []uint64{4096, uint64(id)}
 			if id == 1 {
-				want = []uint32{1 << 20, 3}
+				want = []uint64{1 << 20, 3}
 			}
 			if fmt.Sprint(run) != fmt.Sprint(want) {
 				t.Errorf("context %d: %v, want %v", id, run, want)
@@ -360,7 +360,7 @@ func TestItem77SharedRoom(t *testing.T) {
 				t.Errorf("%v: %d runs in context %d", tt.contexts, len(runs)/2, i)
 			}
 			for n := 0; n < len(runs) && len(runs) > 2; n += 2 {
-				if want := uint32(2 * (1 - n/2%2)); runs[n] != ramBlock || runs[n+1] != want {
+				if want := uint64(2 * (1 - n/2%2)); runs[n] != ramBlock || runs[n+1] != want {
 					t.Fatalf("%v: run %d of context %d: %v", tt.contexts, n/2, i, runs[n:n+2])
 				}
 			}
@@ -375,7 +375,7 @@ func TestItem77SharedRoom(t *testing.T) {
 // TestItem82StatusBudget: a BLOCK_STATUS of several contexts is admitted like
 // one of a single context.
 func TestItem82StatusBudget(t *testing.T) {
-	const requests, fit = 1500, (64<<20 + 48) / (64<<10 + 48)
+	const requests, fit = 1500, (64<<20 + 64) / (64<<10 + 64)
 	s, d := serveRAM(t, nbdsrv.Config{
 		ConnMemory: 1, ConnReserve: 1, ConnRequests: 2 * requests, ConnWorkers: requests, Workers: requests,
 	}, 1<<20)

@@ -69,6 +69,8 @@ var (
 	failNoSpace    = refusal(wireENOSPC, "request reaches past the end of the export")
 	failTooLarge   = refusal(wireEINVAL, "payload is larger than the maximum")
 	failFlags      = refusal(wireEINVAL, "command flag is unknown or does not apply")
+	failNoPayload  = refusal(wireEINVAL, "WRITE needs the flag PAYLOAD_LEN")
+	failSubset     = refusal(wireEINVAL, "malformed list of metadata contexts")
 	failCommand    = refusal(wireEINVAL, "unknown command")
 	failNoContext  = refusal(wireEINVAL, "no metadata context was negotiated")
 	failZeroLength = refusal(wireEINVAL, "length is zero")

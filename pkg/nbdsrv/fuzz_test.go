@@ -64,6 +64,8 @@ func FuzzNegotiation(f *testing.F) {
 		join(flags, opt(oListMeta, meta("main", "qemu:", "x-fsx:dirty:", ":", "")), opt(oStructured, nil),
 			opt(oSetMeta, meta("main", "x-fsx:dirty:a", "x-fsx:dirty:b", "qemu:", "base:allocation")), opt(oGo, info("main"))),
 		join(flags, opt(oStartTLS, nil), opt(oExtended, nil), opt(99, []byte("x"))),
+		join(flags, opt(oExtended, []byte{1}), opt(oExtended, nil), opt(oStructured, nil), opt(oExportName, []byte("main"))),
+		join(flags, opt(oExtended, nil), opt(oSetMeta, meta("main", "base:allocation")), opt(oInfo, info("main")), opt(oGo, info("ro"))),
 		join(flags, be64(magicOption), be32(oGo), be32(0xffffffff)),
 		join(flags, be64(magicOption), be32(oSetMeta), be32(1<<20)),
 		join(flags, opt(oInfo, join(be32(0xffffffff), []byte("main"), be16(0xffff)))),
@@ -101,5 +103,35 @@ func FuzzTransmission(f *testing.F) {
 			hello = join(hello, opt(oStructured, nil), opt(oSetMeta, meta(name, "x-fsx:dirty:a", "base:allocation", "qemu:allocation-depth")))
 		}
 		fuzzServe(t, join(hello, opt(oGo, info(name)), stream))
+	})
+}
+
+// FuzzExtended is FuzzTransmission with extended headers.
+func FuzzExtended(f *testing.F) {
+	for _, seed := range [][]byte{
+		nil,
+		extended(cRead, 0, 1, 0, 4096),
+		join(extended(cWrite, fFUA|fPayload, 1, 0, 4), []byte("data"), extended(cFlush, 0, 2, 0, 0)),
+		join(extended(cWrite, 0, 1, 0, 4), extended(cWrite, fPayload, 1, 0, 0), extended(cDisc, 0, 2, 0, 0)),
+		join(extended(cTrim, 0, 1, 5, 70000), extended(cZero, fNoHole, 1, 0, 1<<63), extended(cCache, 0, 1, 0, 1<<64-1)),
+		join(extended(cTrim, fPayload, 1, 5, 3), []byte("abc"), extended(cSta, 0, 1, 0, 1<<20)),
+		join(extended(cSta, fPayload, 1, 0, 12), be64(1<<20), be32(1), extended(cSta, fReqOne|fPayload, 1, 0, 16), be64(100), be32(3), be32(2)),
+		join(extended(cSta, fPayload, 1, 0, 16), be64(1<<63), be32(2), be32(2), extended(cSta, fPayload, 1, 0, 5), be32(0), []byte{0}),
+		extended(cWrite, fPayload, 1, 0, 1<<63),
+		extended(cRead, fPayload, 1, 0, 64<<20),
+		extended(cRead, 0, 1, 1<<64-512, 1<<63),
+		header(cRead, 0, 1, 0, 4096),
+		extended(0xffff, 0xffff, 0, 0, 0),
+	} {
+		f.Add(false, seed)
+		f.Add(true, seed)
+	}
+	f.Fuzz(func(t *testing.T, readOnly bool, stream []byte) {
+		name := "main"
+		if readOnly {
+			name = "ro"
+		}
+		fuzzServe(t, join(be32(3), opt(oExtended, nil),
+			opt(oSetMeta, meta(name, "x-fsx:dirty:a", "base:allocation", "qemu:allocation-depth")), opt(oGo, info(name)), stream))
 	})
 }

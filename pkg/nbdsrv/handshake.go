@@ -45,8 +45,8 @@ type handshake struct {
 	noZeroes bool
 	buf      []byte
 
-	structured bool
-	meta       metaState
+	mode replyMode
+	meta metaState
 
 	// The export opened last. INFO, SET_META_CONTEXT and GO mostly name the
 	// same one, and opening may be work.
@@ -63,10 +63,10 @@ type openExport struct {
 
 // session is the result of a negotiation.
 type session struct {
-	open       *openExport
-	structured bool
-	contexts   []metaContext
-	early      []byte // what the client sent behind its last option
+	open     *openExport
+	mode     replyMode
+	contexts []metaContext
+	early    []byte // what the client sent behind its last option
 }
 
 // negotiate runs the handshake on nc. Its deadline is the caller's affair.
@@ -87,7 +87,7 @@ func (s *Server) negotiate(nc net.Conn) (*session, error) {
 	}
 	early := make([]byte, h.br.Buffered())
 	_, _ = io.ReadFull(h.br, early)
-	ses := &session{open: open, structured: h.structured, early: early}
+	ses := &session{open: open, mode: h.mode, early: early}
 	if h.meta.export == open.name {
 		ses.contexts = h.meta.contexts
 	}

@@ -1,7 +1,7 @@
 // Package nbdsrv is a Network Block Device server over a small Device
 // interface: fixed newstyle negotiation, simple and structured replies,
-// metadata contexts, and every command of the baseline and its extensions up to
-// WRITE_ZEROES, BLOCK_STATUS and CACHE. docs/nbd.md says what is supported,
+// extended headers, metadata contexts, and every command of the baseline and
+// its extensions up to WRITE_ZEROES, BLOCK_STATUS and CACHE. docs/nbd.md says what is supported,
 // how it is tested and where it deviates.
 //
 // # How a connection runs
@@ -21,7 +21,8 @@
 // and one of the server. Without room the goroutine stops reading its socket.
 //
 // Source: "The NBD protocol", doc/proto.md of NetworkBlockDevice/nbd, revision
-// 89ba7b5. Section names in comments are headings of that text.
+// 89ba7b5, and for extended headers its branch extension-ext-header, revision
+// e6f3b94. Section names in comments are headings of those texts.
 package nbdsrv
 
 import (

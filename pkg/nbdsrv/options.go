@@ -29,7 +29,18 @@ func (h *handshake) answer(opt option) (*openExport, error) {
 			h.replyError(opt.id, repErrInvalid, "option takes no data")
 			break
 		}
-		h.structured = true
+		if h.mode == extendedHeaders {
+			h.replyError(opt.id, repErrExtended, "extended headers were negotiated")
+			break
+		}
+		h.mode = structuredReplies
+		h.reply(opt.id, repAck)
+	case optExtendedHeaders:
+		if len(opt.data) != 0 {
+			h.replyError(opt.id, repErrInvalid, "option takes no data")
+			break
+		}
+		h.mode = extendedHeaders
 		h.reply(opt.id, repAck)
 	case optListMeta, optSetMeta:
 		h.metaContext(opt)
@@ -41,9 +52,10 @@ func (h *handshake) answer(opt option) (*openExport, error) {
 	return nil, nil
 }
 
-// exportName answers NBD_OPT_EXPORT_NAME, which can only succeed or hang up.
+// exportName answers NBD_OPT_EXPORT_NAME, which can only succeed or hang up. A
+// client that has negotiated extended headers must not use it.
 func (h *handshake) exportName(opt option) (*openExport, error) {
-	if !validName(opt.data) {
+	if !validName(opt.data) || h.mode == extendedHeaders {
 		return nil, errEnd
 	}
 	open, err := h.openExport(string(opt.data))
@@ -173,8 +185,11 @@ func (h *handshake) describe(open *openExport) (size uint64, flags uint16) {
 	} else {
 		flags |= flagTrim | flagWriteZeroes | flagFastZero
 	}
-	if h.structured {
+	if h.mode != simpleReplies {
 		flags |= flagDF
+	}
+	if h.mode == extendedHeaders && len(h.meta.contexts) > 0 && h.meta.export == open.name {
+		flags |= flagStatusSubset
 	}
 	if !h.srv.cfg.NoMultiConn {
 		flags |= flagCanMultiConn

@@ -48,7 +48,7 @@ func TestItem04BadOptionMagic(t *testing.T) {
 func TestItem05UnknownOption(t *testing.T) {
 	s, _ := serveRAM(t, nbdsrv.Config{}, 1<<20)
 	c := s.hello(t, 3)
-	for _, id := range []uint32{4, oExtended, 77, 1 << 31} {
+	for _, id := range []uint32{4, 12, 77, 1 << 31} {
 		c.option(id, []byte("some data"))
 		c.expectReply(id, rUnsup, nil)
 	}
@@ -475,14 +475,6 @@ func TestItem36MetaLengths(t *testing.T) {
 	}
 	c.enter("main")
 	c.alive()
-}
-
-func TestItem38ExtendedHeaders(t *testing.T) {
-	s, _ := serveRAM(t, nbdsrv.Config{}, 1<<20)
-	c := s.hello(t, 3)
-	c.option(oExtended, nil)
-	c.expectReply(oExtended, rUnsup, nil)
-	c.enter("main")
 }
 
 // expectBytes compares what came with what should have.

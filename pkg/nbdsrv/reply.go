@@ -14,44 +14,44 @@ func wouldBlock(err error) bool {
 
 // readHeaderLen is what stands before a READ's payload.
 func (c *conn) readHeaderLen() int {
-	if c.structured {
-		return dataChunkLen
+	if c.mode == simpleReplies {
+		return simpleReplyLen
 	}
-	return simpleReplyLen
+	return c.mode.chunkLen() + 8
 }
 
 // putReadHeader writes the header of a successful READ to p. It is called
 // only once the payload is certain: nothing can be taken back.
 func (c *conn) putReadHeader(p []byte, r request) {
-	if !c.structured {
+	if c.mode == simpleReplies {
 		putSimpleReply(p, r.cookie, 0)
 		return
 	}
-	putChunkHeader(p, chunkFlagDone, chunkOffsetData, r.cookie, r.length+8)
-	binary.BigEndian.PutUint64(p[chunkHeaderLen:], r.offset)
+	n := c.mode.putChunk(p, chunkFlagDone, chunkOffsetData, r, int(r.length)+8)
+	binary.BigEndian.PutUint64(p[n:], r.offset)
 }
 
 // putEmpty writes a success without payload to p and returns its length. Once
 // structured replies are negotiated a READ has no other kind, whatever its
-// length.
+// length, and with extended headers nothing has.
 func (c *conn) putEmpty(p []byte, r request) int {
-	if c.structured && r.cmd == cmdRead {
-		return putChunkHeader(p, chunkFlagDone, chunkNone, r.cookie, 0)
+	if c.mode == extendedHeaders || (c.mode == structuredReplies && r.cmd == cmdRead) {
+		return c.mode.putChunk(p, chunkFlagDone, chunkNone, r, 0)
 	}
 	return putSimpleReply(p, r.cookie, 0)
 }
 
 // putFailure writes a failure to p and returns its length.
 func (c *conn) putFailure(p []byte, r request, f *failure) int {
-	if c.structured {
-		return putErrorChunk(p, r.cookie, f.errno, f.text, f.offset)
+	if c.mode != simpleReplies {
+		return c.mode.putErrorChunk(p, r, f.errno, f.text, f.offset)
 	}
 	return putSimpleReply(p, r.cookie, f.errno)
 }
 
 // replyEmpty queues a success without payload.
 func (c *conn) replyEmpty(r request) error {
-	if err := c.makeRoom(chunkHeaderLen); err != nil {
+	if err := c.makeRoom(extendedLen); err != nil {
 		return err
 	}
 	c.pos += c.putEmpty(c.batch.out[c.pos:], r)

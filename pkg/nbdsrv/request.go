@@ -9,20 +9,25 @@ import (
 
 // allowedFlags is the table of the flags each command takes. FUA is accepted
 // by all ("Command flags"); where nothing is written it says nothing.
-func allowedFlags(structured bool) (t [cmdBlockStatus + 1]uint16) {
+func allowedFlags(mode replyMode) (t [cmdBlockStatus + 1]uint16) {
 	for i := range t {
 		t[i] = cmdFlagFUA
 	}
-	if structured {
+	if mode != simpleReplies {
 		t[cmdRead] |= cmdFlagDF
+	}
+	if mode == extendedHeaders {
+		t[cmdWrite] |= cmdFlagPayloadLen
+		t[cmdBlockStatus] |= cmdFlagPayloadLen
 	}
 	t[cmdWriteZeroes] |= cmdFlagNoHole | cmdFlagFastZero
 	t[cmdBlockStatus] |= cmdFlagReqOne
 	return t
 }
 
-// check validates a request. It is the one place that does: behind it, ranges
-// lie inside the device and flags fit their command.
+// check validates a request whose length is its effect length. It is the one
+// place that does: behind it, ranges lie inside the device and flags fit their
+// command.
 func (c *conn) check(r request) *failure {
 	if r.cmd > cmdBlockStatus || r.cmd == cmdDisc {
 		return failCommand
@@ -32,6 +37,9 @@ func (c *conn) check(r request) *failure {
 	}
 	if r.flags&^c.allowed[r.cmd] != 0 {
 		return failFlags
+	}
+	if c.mode == extendedHeaders && r.cmd == cmdWrite && r.flags&cmdFlagPayloadLen == 0 {
+		return failNoPayload
 	}
 	if r.cmd == cmdFlush {
 		if r.offset != 0 || r.length != 0 {
@@ -44,7 +52,7 @@ func (c *conn) check(r request) *failure {
 	}
 	// No sum of wire values is formed, so nothing can wrap.
 	size := uint64(max(c.dev.Size(), 0))
-	if r.offset > size || uint64(r.length) > size-r.offset || r.offset > math.MaxInt64 {
+	if r.offset > size || r.length > size-r.offset || r.offset > math.MaxInt64 {
 		if r.cmd == cmdWrite || r.cmd == cmdWriteZeroes {
 			return failNoSpace
 		}
@@ -64,19 +72,19 @@ func (c *conn) check(r request) *failure {
 // serveBatch serves every request that was received whole. What it leaves
 // behind is the beginning of one.
 func (c *conn) serveBatch() error {
-	for c.w-c.r >= requestLen {
-		r, ok := decodeRequest(c.batch.in[c.r:])
-		if !ok {
-			return fmt.Errorf("bad request magic, want %#x", protocol.TRANSMISSION_MAGIC_REQUEST)
+	for c.w-c.r >= c.requestLen {
+		r, err := c.decode(c.batch.in[c.r:])
+		if err != nil {
+			return err
 		}
-		if r.cmd == cmdWrite && r.length <= inlineMax && c.w-c.r < requestLen+int(r.length) {
+		if r.payload <= inlineMax && c.w-c.r < c.requestLen+int(r.payload) {
 			return nil
 		}
-		c.r += requestLen
+		c.r += c.requestLen
 		if r.cmd == cmdDisc {
 			return errDisconnect
 		}
-		c.large = r.cmd == cmdWrite && r.length > inlineMax
+		c.large = r.payload > inlineMax
 		if err := c.serve(r); err != nil {
 			return err
 		}
@@ -84,14 +92,41 @@ func (c *conn) serveBatch() error {
 	return nil
 }
 
+// decode reads the header of a request. A compact one has at most 4 GiB of
+// payload, which is skipped if it is refused; an extended one could announce
+// more than any time can skip, so the limit is also the connection's
+// ("Request message": hard disconnect).
+func (c *conn) decode(p []byte) (r request, err error) {
+	if c.mode != extendedHeaders {
+		r, ok := decodeRequest(p)
+		if !ok {
+			err = fmt.Errorf("bad request magic, want %#x", protocol.TRANSMISSION_MAGIC_REQUEST)
+		}
+		return r, err
+	}
+	r, ok := decodeExtended(p)
+	switch {
+	case !ok:
+		err = fmt.Errorf("bad request magic, want %#x", extendedRequestMagic)
+	case r.payload > MaxPayload:
+		err = fmt.Errorf("request with %d bytes of payload", r.payload)
+	}
+	return r, err
+}
+
 // serve carries out one request, or hands it on. Its error ends the
-// connection. Only WRITE has a payload; that of a refused one is skipped.
+// connection. The payload of a refused request is skipped.
 func (c *conn) serve(r request) error {
-	if f := c.check(r); f != nil {
-		if r.cmd == cmdWrite {
-			if err := c.skip(int64(r.length)); err != nil {
-				return err
-			}
+	var f *failure
+	if r.cmd == cmdBlockStatus && r.flags&cmdFlagPayloadLen != 0 && c.mode == extendedHeaders {
+		r, f = c.narrow(r)
+	}
+	if f == nil {
+		f = c.check(r)
+	}
+	if f != nil {
+		if err := c.skip(int64(r.payload)); err != nil {
+			return err
 		}
 		return c.replyFailure(r, f)
 	}

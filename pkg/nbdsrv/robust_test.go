@@ -133,10 +133,10 @@ func TestItem58Disconnect(t *testing.T) {
 		d.hook(func() { d.onRead, d.onWrite = slow, slow })
 		var all []byte
 		for i := range uint64(count) {
-			all = append(all, header(cWrite, fFUA*uint16(i%2), i, i*4096, 4096)...)
+			all = append(all, c.header(cWrite, fFUA*uint16(i%2), i, i*4096, 4096)...)
 			all = append(all, pattern(4096, byte(i))...)
 		}
-		c.send(all, header(cDisc, 0, 1000, 0, 0))
+		c.send(all, c.header(cDisc, 0, 1000, 0, 0))
 		seen := map[uint64]bool{}
 		for range count {
 			a := c.answer(0)

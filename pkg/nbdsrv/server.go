@@ -150,7 +150,7 @@ func (s *Server) run(c *conn) error {
 	if !s.beginTransmission(c) {
 		return ErrServerClosed
 	}
-	c.log.Debug("transmission begins", "structured", ses.structured)
+	c.log.Debug("transmission begins", "headers", ses.mode.String())
 	err = c.transmit(ses)
 	c.log.Debug("transmission ended", "error", err)
 	return err

@@ -14,7 +14,7 @@ import (
 )
 
 // pair serves d over a socket pair and returns the negotiated client side.
-func pair(t testing.TB, d nbdsrv.Device, structured bool) *client {
+func pair(t testing.TB, d nbdsrv.Device, headers string) *client {
 	t.Helper()
 	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -40,8 +40,11 @@ func pair(t testing.TB, d nbdsrv.Device, structured bool) *client {
 	})
 	c.expect(be64(magicGreeting), be64(magicOption), be16(3))
 	c.send(be32(3))
-	if structured {
+	switch headers {
+	case "structured":
 		c.structure()
+	case "extended":
+		c.extend()
 	}
 	c.enter("main")
 	return c
@@ -60,11 +63,16 @@ type load struct {
 
 func newLoad(c *client, cmd uint16, n, depth int) *load {
 	l := &load{c: c, cmd: cmd, n: n, depth: depth, blocks: int64(c.size) / int64(n), rnd: rand.New(rand.NewPCG(1, 2))}
-	one := header(cmd, 0, 0, 0, uint32(n))
+	one := c.header(cmd, 0, 0, 0, uint32(n))
 	reply := 16
+	if c.extended {
+		reply = 32
+	}
 	if cmd == cWrite {
 		one = append(one, pattern(n, 3)...)
-	} else if reply += n; c.structured {
+	} else if reply += n; c.extended {
+		reply += 8
+	} else if c.structured {
 		reply += 12
 	}
 	for range depth {
@@ -96,22 +104,26 @@ func TestNoAllocationPerRequest(t *testing.T) {
 	}
 	const depth, requests = 32, 100_000
 	for _, tt := range []struct {
-		name       string
-		cmd        uint16
-		n          int
-		structured bool
-		cold       bool
+		name    string
+		cmd     uint16
+		n       int
+		headers string
+		cold    bool
 	}{
-		{"read simple", cRead, 4096, false, false},
-		{"read structured", cRead, 4096, true, false},
-		{"write", cWrite, 4096, true, false},
-		{"cold read", cRead, 4096, true, true},
-		{"cold write", cWrite, 4096, true, true},
+		{"read", cRead, 4096, "simple", false},
+		{"read", cRead, 4096, "structured", false},
+		{"read", cRead, 4096, "extended", false},
+		{"write", cWrite, 4096, "structured", false},
+		{"write", cWrite, 4096, "extended", false},
+		{"cold read", cRead, 4096, "structured", true},
+		{"cold read", cRead, 4096, "extended", true},
+		{"cold write", cWrite, 4096, "structured", true},
+		{"cold write", cWrite, 4096, "extended", true},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
+		t.Run(tt.name+" "+tt.headers, func(t *testing.T) {
 			d := newRAM(16 << 20)
 			d.cold.Store(tt.cold)
-			l := newLoad(pair(t, d, tt.structured), tt.cmd, tt.n, depth)
+			l := newLoad(pair(t, d, tt.headers), tt.cmd, tt.n, depth)
 			rounds := func(n int) {
 				for range n {
 					if err := l.round(); err != nil {
@@ -134,20 +146,23 @@ func TestNoAllocationPerRequest(t *testing.T) {
 
 func BenchmarkServer(b *testing.B) {
 	for _, bb := range []struct {
-		name  string
-		cmd   uint16
-		n     int
-		depth int
+		name    string
+		cmd     uint16
+		n       int
+		depth   int
+		headers string
 	}{
-		{"read/4K/qd1", cRead, 4096, 1},
-		{"read/4K/qd32", cRead, 4096, 32},
-		{"write/4K/qd1", cWrite, 4096, 1},
-		{"write/4K/qd32", cWrite, 4096, 32},
-		{"read/1M/qd4", cRead, 1 << 20, 4},
-		{"write/1M/qd4", cWrite, 1 << 20, 4},
+		{"read/4K/qd1", cRead, 4096, 1, "structured"},
+		{"read/4K/qd32", cRead, 4096, 32, "structured"},
+		{"read/4K/qd32/extended", cRead, 4096, 32, "extended"},
+		{"write/4K/qd1", cWrite, 4096, 1, "structured"},
+		{"write/4K/qd32", cWrite, 4096, 32, "structured"},
+		{"write/4K/qd32/extended", cWrite, 4096, 32, "extended"},
+		{"read/1M/qd4", cRead, 1 << 20, 4, "structured"},
+		{"write/1M/qd4", cWrite, 1 << 20, 4, "structured"},
 	} {
 		b.Run(bb.name, func(b *testing.B) {
-			l := newLoad(pair(b, newRAM(256<<20), true), bb.cmd, bb.n, bb.depth)
+			l := newLoad(pair(b, newRAM(256<<20), bb.headers), bb.cmd, bb.n, bb.depth)
 			b.SetBytes(int64(bb.n))
 			b.ReportAllocs()
 			b.ResetTimer()

@@ -12,8 +12,8 @@ import (
 	"github.com/fsximg/fsx/pkg/nbdsrv"
 )
 
-// both runs f with simple and with structured replies, from memory and from
-// workers.
+// both runs f from memory and from workers, with simple and structured replies
+// and with extended headers.
 func both(t *testing.T, f func(t *testing.T, c *client, d *ramDevice)) {
 	t.Helper()
 	bothSized(t, 4<<20, f)
@@ -21,15 +21,14 @@ func both(t *testing.T, f func(t *testing.T, c *client, d *ramDevice)) {
 
 func bothSized(t *testing.T, size int64, f func(t *testing.T, c *client, d *ramDevice)) {
 	t.Helper()
-	for _, structured := range []bool{false, true} {
+	for _, headers := range []string{"simple", "structured", "extended"} {
 		for _, cold := range []bool{false, true} {
-			name := map[bool]string{false: "simple", true: "structured"}[structured] +
-				map[bool]string{false: "/inline", true: "/workers"}[cold]
+			name := headers + map[bool]string{false: "/inline", true: "/workers"}[cold]
 			t.Run(name, func(t *testing.T) {
 				s, d := serveRAM(t, nbdsrv.Config{}, size)
 				d.cold.Store(cold)
 				d.noisy = true
-				f(t, s.connect(t, "main", structured), d)
+				f(t, s.connectAs(t, "main", headers), d)
 			})
 		}
 	}
@@ -157,6 +156,9 @@ func TestItem50RefusedWriteIsDrained(t *testing.T) {
 		for _, n := range []uint32{1, 64 << 10, 300 << 10, 64<<20 + 1} {
 			want := uint32(eNOSPC)
 			if n > 64<<20 {
+				if c.extended {
+					break // it hangs up: TestItem79PayloadLimit
+				}
 				want = eINVAL
 			}
 			if a := c.do(cWrite, 0, 80<<20-uint64(n/2), n, make([]byte, n)); a.errno != want {
@@ -189,8 +191,15 @@ func TestItem51CommandsAndFlags(t *testing.T) {
 				if cmd == cFlush {
 					n = 0
 				}
-				if cmd == cWrite {
+				if cmd == cWrite || (c.extended && flag == fPayload) {
 					payload = make([]byte, n)
+				}
+				if c.extended && flag == fPayload && cmd == cFlush {
+					n = 512
+					payload = make([]byte, n)
+				}
+				if c.extended && flag == fPayload && cmd == cWrite {
+					continue // it belongs there
 				}
 				if a := c.do(cmd, flag, 0, n, payload); a.errno != eINVAL {
 					t.Errorf("command %d with flag %#x: error %d", cmd, flag, a.errno)
@@ -284,7 +293,7 @@ func TestItem61WriteZeroes(t *testing.T) {
 				continue
 			}
 			state := c.must(cSta, fReqOne, 8192, 12288, nil).status[1]
-			if want := uint32(3 - flags&fNoHole/2); state != want {
+			if want := uint64(3 - flags&fNoHole/2); state != want {
 				t.Errorf("flags %#x: status %d, want %d", flags, state, want)
 			}
 		}
@@ -392,7 +401,7 @@ func TestItem66RepliesDoNotInterleave(t *testing.T) {
 		go func() {
 			var all []byte
 			for i := range uint64(count) {
-				all = append(all, header(cRead, 0, i, i*4096, sizes[i%7])...)
+				all = append(all, c.header(cRead, 0, i, i*4096, sizes[i%7])...)
 			}
 			_, _ = c.Write(all)
 		}()
@@ -534,14 +543,14 @@ func TestItem77ManyExtents(t *testing.T) {
 	for total < 80<<20 {
 		a := c.must(cSta, 0, total, uint32(80<<20-total), nil)
 		for i := 0; i < len(a.status); i += 2 {
-			want := uint32(3)
+			want := uint64(3)
 			if total/ramBlock%2 == 1 {
 				want = 0
 			}
 			if a.status[i] != ramBlock || a.status[i+1] != want {
 				t.Fatalf("run at %d: %v", total, a.status[i:i+2])
 			}
-			total += uint64(a.status[i])
+			total += a.status[i]
 			runs++
 		}
 	}

@@ -84,7 +84,7 @@ func (c *conn) runTask(t *task) {
 		}
 	}
 	if n > 0 {
-		t.reply = statusReply(t)[:n]
+		t.reply = c.mode.statusReply(t)[:n]
 	} else {
 		c.settle(t, err)
 	}
