@@ -27,6 +27,9 @@ const (
 	scanSize = 8 << 10
 	// unixSocketBuffer replaces the kernel's default of about 200 KiB.
 	unixSocketBuffer = 1 << 20
+	// maxPartial is how many connections that wait for the rest of a request
+	// may keep their batch meanwhile; further ones keep what they received.
+	maxPartial = 64
 )
 
 // errDisconnect is the end of a transmission by NBD_CMD_DISC.
@@ -62,6 +65,8 @@ type conn struct {
 	// The receiving goroutine's own. in[r:w] was received and not yet
 	// served, out[:pos] is to be sent.
 	batch   *batch
+	partial bool   // it is one of maxPartial
+	stash   []byte // in[r:w] while there is no batch
 	r, w    int
 	pos     int
 	large   bool // the last request was a WRITE with a buffer of its own
@@ -73,9 +78,10 @@ type conn struct {
 	cancel context.CancelFunc
 	dead   atomic.Bool
 
-	logged       atomic.Int64 // when a device error was logged last, Unix nanoseconds
-	unlogged     atomic.Int64 // how many were not, since
-	sendingSince atomic.Int64 // Unix nanoseconds; 0 if nothing is being sent
+	complained     bool         // of the client, by the goroutine that serves it
+	deviceErrors   logLimit     // of its device, by any
+	sendingSince   atomic.Int64 // Unix nanoseconds; 0 if nothing is being sent
+	receivingSince atomic.Int64 // the same of a payload that has a buffer
 
 	wmu  sync.Mutex  // held while writing to nc
 	iov  net.Buffers // guarded by wmu
@@ -95,7 +101,7 @@ type conn struct {
 }
 
 func newConn(s *Server, nc net.Conn) *conn {
-	c := &conn{srv: s, nc: nc, log: s.cfg.Log.With(peer(nc))}
+	c := &conn{srv: s, nc: nc, log: s.cfg.Log.With(peer(nc)), deviceErrors: logLimit{most: 1}}
 	c.change.L = &c.mu
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.readFn, c.workFn, c.syncFn = c.readReady, c.work, c.sync
@@ -216,7 +222,7 @@ func (c *conn) fill() error {
 		return err
 	}
 	if err := c.raw.Read(c.readFn); err != nil {
-		c.takeBatch()
+		c.unpark()
 		return err
 	}
 	c.w += c.readLen
@@ -231,10 +237,9 @@ func (c *conn) free() []byte {
 	return c.batch.in[c.w:]
 }
 
-// readReady reads once from the socket; false means that nothing was there. A
-// connection that has nothing to do holds no batch while it waits.
+// readReady reads once from the socket; false means that nothing was there.
 func (c *conn) readReady(fd uintptr) bool {
-	c.takeBatch()
+	c.unpark()
 	for {
 		n, err := syscall.Read(int(fd), c.free())
 		switch {
@@ -244,15 +249,44 @@ func (c *conn) readReady(fd uintptr) bool {
 		case err == syscall.EINTR:
 			continue
 		case err == syscall.EAGAIN:
-			if c.w == 0 && c.pos == 0 {
-				c.putBatch()
-			}
+			c.park()
 			return false
 		case err == nil:
 			err = io.EOF
 		}
 		c.readLen, c.readErr = 0, err
 		return true
+	}
+}
+
+// park is called before waiting for bytes. A connection that has nothing to do
+// holds no batch; thousands amid a request hold what they were sent.
+func (c *conn) park() {
+	switch {
+	case c.pos != 0:
+	case c.w == 0:
+		c.putBatch()
+	case c.srv.partial.Add(1) <= maxPartial:
+		c.partial = true
+	default:
+		c.srv.partial.Add(-1)
+		c.stash = append([]byte(nil), c.batch.in[c.r:c.w]...)
+		clear(c.batch.in[c.r:c.w])
+		c.putBatch()
+	}
+}
+
+// unpark undoes park.
+func (c *conn) unpark() {
+	if c.partial {
+		c.partial = false
+		c.srv.partial.Add(-1)
+	}
+	c.takeBatch()
+	if c.stash != nil {
+		c.r, c.w = 0, copy(c.batch.in[:], c.stash)
+		clear(c.stash)
+		c.stash = nil
 	}
 }
 
@@ -284,8 +318,14 @@ func (c *conn) receive(p []byte) error {
 	if err := c.flush(); err != nil {
 		return err
 	}
-	if _, err := io.ReadFull(c.nc, p[n:]); err != nil {
-		return fmt.Errorf("payload: %w", err)
+	defer c.receivingSince.Store(0)
+	for p = p[n:]; len(p) > 0; {
+		c.receivingSince.Store(time.Now().UnixNano())
+		n, err := io.ReadFull(c.nc, p[:min(len(p), piece)])
+		if err != nil {
+			return fmt.Errorf("payload: %w", err)
+		}
+		p = p[n:]
 	}
 	return nil
 }

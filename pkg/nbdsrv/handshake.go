@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"unicode/utf8"
@@ -116,7 +115,7 @@ func (h *handshake) run() (*openExport, error) {
 			return open, err
 		}
 	}
-	return nil, errors.New("too many options")
+	return nil, violated("too many options")
 }
 
 func (h *handshake) greet() error {
@@ -136,7 +135,7 @@ func (h *handshake) greet() error {
 	flags := binary.BigEndian.Uint32(p[:])
 	const known = uint32(handshakeFixedNewstyle | handshakeNoZeroes)
 	if flags&^known != 0 {
-		return fmt.Errorf("unknown client flags %#x", flags)
+		return violated("unknown client flags %#x", flags)
 	}
 	h.noZeroes = flags&uint32(handshakeNoZeroes) != 0
 	return nil
@@ -155,7 +154,7 @@ func (h *handshake) readOption() (opt option, refusal uint32, err error) {
 		return opt, 0, err
 	}
 	if magic := binary.BigEndian.Uint64(p[:]); magic != protocol.NEGOTIATION_MAGIC_OPTION {
-		return opt, 0, fmt.Errorf("bad option magic %#x", magic)
+		return opt, 0, violated("bad option magic %#x", magic)
 	}
 	opt.id = binary.BigEndian.Uint32(p[8:])
 	n := binary.BigEndian.Uint32(p[12:])
@@ -165,7 +164,7 @@ func (h *handshake) readOption() (opt option, refusal uint32, err error) {
 	}
 	switch {
 	case n > maxDrain:
-		return opt, 0, fmt.Errorf("option %d with %d bytes of data", opt.id, n)
+		return opt, 0, violated("option %d with %d bytes of data", opt.id, n)
 	case n > limit:
 		_, err = h.br.Discard(int(n))
 		return opt, repErrTooBig, err

@@ -148,8 +148,10 @@ type Exports interface {
 // default.
 type Config struct {
 	Exports Exports
-	// Log receives connections (debug) and device errors (error). Default:
-	// nothing is logged.
+	// Log receives connections (debug), one line for a client that breaks the
+	// protocol or whose requests are refused (warn, at most ten in a second)
+	// and device errors (error, at most one in a second of a connection).
+	// Default: nothing is logged.
 	Log *slog.Logger
 
 	// NoList refuses NBD_OPT_LIST.
@@ -183,9 +185,10 @@ type Config struct {
 	// ConnReserve is the part of ConnMemory that no other connection can
 	// take away. Default 1 MiB.
 	ConnReserve int64
-	// StallTimeout is how long a client may take no replies while they hold
-	// Memory that others wait for; it is cut off then. Without such need no
-	// client is ever timed out. Default 30 s.
+	// StallTimeout is how long a client may take no replies, or send nothing
+	// of the data it has announced, while they hold Memory that others wait
+	// for; it is cut off then. Without such need no client is ever timed out.
+	// Default 30 s.
 	StallTimeout time.Duration
 }
 

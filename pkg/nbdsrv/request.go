@@ -1,7 +1,6 @@
 package nbdsrv
 
 import (
-	"fmt"
 	"math"
 
 	"github.com/pojntfx/go-nbd/pkg/protocol"
@@ -100,16 +99,16 @@ func (c *conn) decode(p []byte) (r request, err error) {
 	if c.mode != extendedHeaders {
 		r, ok := decodeRequest(p)
 		if !ok {
-			err = fmt.Errorf("bad request magic, want %#x", protocol.TRANSMISSION_MAGIC_REQUEST)
+			err = violated("bad request magic, want %#x", protocol.TRANSMISSION_MAGIC_REQUEST)
 		}
 		return r, err
 	}
 	r, ok := decodeExtended(p)
 	switch {
 	case !ok:
-		err = fmt.Errorf("bad request magic, want %#x", extendedRequestMagic)
+		err = violated("bad request magic, want %#x", extendedRequestMagic)
 	case r.payload > MaxPayload:
-		err = fmt.Errorf("request with %d bytes of payload", r.payload)
+		err = violated("request with %d bytes of payload", r.payload)
 	}
 	return r, err
 }
@@ -128,6 +127,7 @@ func (c *conn) serve(r request) error {
 		if err := c.skip(int64(r.payload)); err != nil {
 			return err
 		}
+		c.refused(r, f)
 		return c.replyFailure(r, f)
 	}
 	if r.length == 0 && r.cmd != cmdFlush {

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -28,6 +29,8 @@ type Server struct {
 	tasks      sync.Pool // of *task
 	slots      chan struct{}
 	handshakes chan struct{}
+	complaints logLimit
+	partial    atomic.Int64 // connections that keep a batch while they wait
 	memory     *semaphore.Weighted
 	stop       chan struct{} // closed when Shutdown begins
 	empty      chan struct{} // closed when, after that, no connection is left
@@ -46,6 +49,7 @@ func New(cfg Config) *Server {
 		cfg:        cfg,
 		slots:      make(chan struct{}, cfg.Workers),
 		handshakes: make(chan struct{}, cfg.MaxHandshakes),
+		complaints: logLimit{most: complaintsPerSecond},
 		memory:     semaphore.NewWeighted(cfg.Memory),
 		stop:       make(chan struct{}),
 		empty:      make(chan struct{}),
@@ -142,7 +146,7 @@ func (s *Server) run(c *conn) error {
 		if errors.Is(err, errEnd) {
 			return nil
 		}
-		c.log.Debug("negotiation failed", "error", err)
+		c.ended("negotiation", err)
 		return err
 	}
 	defer ses.open.release()
@@ -152,7 +156,7 @@ func (s *Server) run(c *conn) error {
 	}
 	c.log.Debug("transmission begins", "headers", ses.mode.String())
 	err = c.transmit(ses)
-	c.log.Debug("transmission ended", "error", err)
+	c.ended("transmission", err)
 	return err
 }
 
@@ -224,7 +228,9 @@ func (s *Server) addConn(nc net.Conn) (*conn, error) {
 	case s.closed:
 		return nil, ErrServerClosed
 	case len(s.conns) >= s.cfg.MaxConns:
-		s.cfg.Log.Warn("too many connections", "limit", s.cfg.MaxConns)
+		if unlogged, ok := s.complaints.admit(); ok {
+			s.cfg.Log.Warn("too many connections", "limit", s.cfg.MaxConns, "unlogged", unlogged)
+		}
 		return nil, errors.New("nbdsrv: too many connections")
 	}
 	if err := nc.SetDeadline(time.Now().Add(s.cfg.HandshakeTimeout)); err != nil {

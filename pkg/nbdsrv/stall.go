@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -13,14 +14,14 @@ const (
 	// staleAfter is how long the receiving goroutine may be held up before
 	// it asks whether its client is still there.
 	staleAfter = time.Second
-	// sendPiece is how much is sent before the clock of a stalled send is
-	// set back.
-	sendPiece = 4 << 20
+	// piece is how much is sent, or received of a payload, before the clock
+	// that tells a stall is set back.
+	piece = 4 << 20
 )
 
 var (
 	errGone    = errors.New("client went away while its requests waited")
-	errStalled = errors.New("client takes no replies while others wait for memory")
+	errStalled = errors.New("client neither takes replies nor sends its data while others wait for memory")
 )
 
 // recheck is called after the receiving goroutine was held up since begin.
@@ -50,8 +51,9 @@ func (c *conn) recheck(begin time.Time) error {
 }
 
 // borrow takes size bytes of the server's budget, and waits for them if need
-// be. Memory that only waits for a client to take its replies is then taken
-// back after StallTimeout, by cutting that client off.
+// be. Memory that only waits for a client to take its replies, or to send what
+// it has announced, is then taken back after StallTimeout, by cutting that
+// client off.
 func (c *conn) borrow(size int64) error {
 	for {
 		ctx, cancel := context.WithTimeout(c.ctx, c.srv.cfg.StallTimeout)
@@ -65,13 +67,13 @@ func (c *conn) borrow(size int64) error {
 }
 
 // cutStalled cuts the connections that hold some of the server's budget and
-// whose current send has made no progress for StallTimeout.
+// whose current send, or payload, has made no progress for StallTimeout.
 func (s *Server) cutStalled() {
 	limit := time.Now().Add(-s.cfg.StallTimeout).UnixNano()
 	var stalled []*conn
 	s.mu.Lock()
 	for c := range s.conns {
-		if since := c.sendingSince.Load(); since != 0 && since < limit && c.borrows() {
+		if (before(&c.sendingSince, limit) || before(&c.receivingSince, limit)) && c.borrows() {
 			stalled = append(stalled, c)
 		}
 	}
@@ -80,6 +82,12 @@ func (s *Server) cutStalled() {
 		c.log.Warn("connection cut", "error", errStalled)
 		c.cut(errStalled)
 	}
+}
+
+// before says whether something is under way since before limit.
+func before(since *atomic.Int64, limit int64) bool {
+	at := since.Load()
+	return at != 0 && at < limit
 }
 
 // borrows says whether the connection holds some of the server's budget.
@@ -106,7 +114,7 @@ func (c *conn) write(first []byte, list taskList) error {
 		_, err := c.nc.Write(first)
 		return err
 	}
-	if total <= sendPiece {
+	if total <= piece {
 		return c.writeVector(first, list)
 	}
 	err := c.writePieces(first)
@@ -137,7 +145,7 @@ func (c *conn) writeVector(first []byte, list taskList) error {
 
 func (c *conn) writePieces(p []byte) error {
 	for len(p) > 0 {
-		n, err := c.nc.Write(p[:min(len(p), sendPiece)])
+		n, err := c.nc.Write(p[:min(len(p), piece)])
 		if err != nil {
 			return err
 		}

@@ -1,7 +1,5 @@
 package nbdsrv
 
-import "time"
-
 // dispatch makes a task of r, with n bytes of buffer, for a worker.
 func (c *conn) dispatch(r request, n int) error {
 	t, err := c.admit(r, n)
@@ -174,12 +172,9 @@ func (c *conn) sync() {
 // deviceFailed logs a device's error, once a second at most, and describes it
 // to the client.
 func (c *conn) deviceFailed(err error, r request) *failure {
-	now := time.Now().UnixNano()
-	if last := c.logged.Load(); now-last < int64(time.Second) || !c.logged.CompareAndSwap(last, now) {
-		c.unlogged.Add(1)
-	} else {
+	if unlogged, ok := c.deviceErrors.admit(); ok {
 		c.log.Error("request failed", "command", commandName(r.cmd), "offset", r.offset, "length", r.length,
-			"error", err, "unlogged", c.unlogged.Swap(0))
+			"error", err, "unlogged", unlogged)
 	}
 	return deviceFailure(err, r)
 }
