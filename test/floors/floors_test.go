@@ -48,6 +48,7 @@ var floors = map[string][]string{
 	"internal/vfs/faultfs":     {"internal/vfs", "internal/vfs/trace"},
 	"internal/vfs/vfstest":     {"internal/vfs"},
 	"internal/cliutil/clitest": {},
+	"test/nbddoc":              {},
 	"test/crash":               {"internal/vfs", "internal/vfs/faultfs", "internal/vfs/trace"},
 }
 
