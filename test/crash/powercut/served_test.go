@@ -168,7 +168,12 @@ type server struct {
 
 func startServer(t *testing.T, program, path string, keys []string) *server {
 	t.Helper()
-	args := append([]string{"serve", "--socket", filepath.Join(t.TempDir(), "s")}, keys...)
+	return startServerAt(t, program, path, filepath.Join(t.TempDir(), "s"), keys)
+}
+
+func startServerAt(t *testing.T, program, path, socket string, keys []string) *server {
+	t.Helper()
+	args := append([]string{"serve", "--socket", socket}, keys...)
 	s := &server{cmd: exec.Command(program, append(args, path)...)}
 	s.cmd.Stderr = &s.stderr
 	out, err := s.cmd.StdoutPipe()
