@@ -49,6 +49,7 @@ var floors = map[string][]string{
 	"internal/vfs/vfstest":     {"internal/vfs"},
 	"internal/cliutil/clitest": {},
 	"test/nbddoc":              {},
+	"test/soak":                {},
 	"test/crash":               {"internal/vfs", "internal/vfs/faultfs", "internal/vfs/trace"},
 }
 
