@@ -83,6 +83,9 @@ type conn struct {
 	sendingSince   atomic.Int64 // Unix nanoseconds; 0 if nothing is being sent
 	receivingSince atomic.Int64 // the same of a payload that has a buffer
 
+	received chan struct{} // closed when no request will be taken off the socket any more
+	deserted atomic.Bool   // the client has a newer connection: what was not begun must not be
+
 	wmu  sync.Mutex  // held while writing to nc
 	iov  net.Buffers // guarded by wmu
 	iovs [][]byte    // guarded by wmu: iov's memory
@@ -101,7 +104,9 @@ type conn struct {
 }
 
 func newConn(s *Server, nc net.Conn) *conn {
-	c := &conn{srv: s, nc: nc, log: s.cfg.Log.With(peer(nc)), deviceErrors: logLimit{most: 1}}
+	c := &conn{
+		srv: s, nc: nc, log: s.cfg.Log.With(peer(nc)), deviceErrors: logLimit{most: 1}, received: make(chan struct{}),
+	}
 	c.change.L = &c.mu
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.readFn, c.workFn, c.syncFn = c.readReady, c.work, c.sync
@@ -120,6 +125,8 @@ func (c *conn) transmit(ses *session) error {
 	c.dev = ses.open.export.Device
 	c.shared = c.srv.acquire(c.dev)
 	defer c.srv.release(c.shared)
+	c.succeed()
+	defer c.srv.leave(c)
 	c.mode, c.contexts = ses.mode, ses.contexts
 	c.requestLen = requestLen
 	if c.mode == extendedHeaders {
@@ -143,6 +150,7 @@ func (c *conn) transmit(ses *session) error {
 // finish lets everything in flight complete and be sent, then ends the
 // connection. Its result is nil for an orderly end.
 func (c *conn) finish(err error) error {
+	close(c.received)
 	_ = c.flush()
 	shutdown := errors.Is(err, os.ErrDeadlineExceeded) && c.srv.closing()
 	orderly := shutdown || errors.Is(err, errDisconnect) || (errors.Is(err, io.EOF) && c.r == c.w)

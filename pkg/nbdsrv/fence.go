@@ -20,8 +20,9 @@ import (
 // tasks in that order, and a change waits for lower tickets only: the lowest
 // one outstanding never waits, so all get their turn.
 type served struct {
-	dev  Device
-	refs int // guarded by Server.mu
+	dev   Device
+	refs  int     // guarded by Server.mu
+	conns []*conn // guarded by Server.mu; those that transmit
 
 	failed atomic.Pointer[error] // of the first Flush that failed
 

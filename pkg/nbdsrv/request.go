@@ -79,6 +79,9 @@ func (c *conn) serveBatch() error {
 		if r.payload <= inlineMax && c.w-c.r < c.requestLen+int(r.payload) {
 			return nil
 		}
+		if c.deserted.Load() {
+			return errGone
+		}
 		c.r += c.requestLen
 		if r.cmd == cmdDisc {
 			return errDisconnect

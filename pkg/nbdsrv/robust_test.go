@@ -344,6 +344,40 @@ func TestItem81UnreadWrites(t *testing.T) {
 	}
 }
 
+// TestItem81QuickReconnect: what lies unserved in the socket of a client that
+// closed it and connected again comes before all that it sends then, or never.
+func TestItem81QuickReconnect(t *testing.T) {
+	for name, held := range map[string]time.Duration{"served": 100 * time.Millisecond, "given up": 1500 * time.Millisecond} {
+		t.Run(name, func(t *testing.T) {
+			s, d := serveRAM(t, nbdsrv.Config{}, 1<<20)
+			g := newGate(t)
+			d.hook(func() {
+				d.onWrite = func(off int64, _ int) error {
+					if off == 0 {
+						g.pass()
+					}
+					return nil
+				}
+			})
+			stale, newer := pattern(4096, 1), pattern(4096, 2)
+			c1 := s.connect(t, "main", false)
+			both := append(header(cWrite, 0, 1, 0, 4096), stale...)
+			both = append(append(both, header(cWrite, 0, 2, 8192, 4096)...), stale...)
+			if _, err := c1.Write(both); err != nil { // received together
+				t.Fatal(err)
+			}
+			waitFor(t, "the first write to get stuck", func() bool { return g.waiting.Load() == 1 })
+			_ = c1.Close()
+			time.AfterFunc(held, g.release)
+			c2 := s.connect(t, "main", false)
+			c2.must(cWrite, 0, 8192, 4096, stale) // again
+			c2.must(cWrite, 0, 8192, 4096, newer)
+			waitFor(t, "the first connection to end", func() bool { return s.exports.inUse() == 1 })
+			expectBytes(t, c2.must(cRead, 0, 8192, 4096, nil).data, newer)
+		})
+	}
+}
+
 // TestItem82Budget: large writes stay within the memory they are allowed, of
 // one connection and of all, by not reading their sockets.
 func TestItem82Budget(t *testing.T) {

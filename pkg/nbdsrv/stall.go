@@ -3,11 +3,8 @@ package nbdsrv
 import (
 	"context"
 	"errors"
-	"net"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -29,25 +26,10 @@ var (
 // meanwhile, it has perhaps sent the same requests elsewhere, and newer ones
 // after them. They must not be carried out then.
 func (c *conn) recheck(begin time.Time) error {
-	if c.raw == nil || time.Since(begin) < staleAfter {
-		return nil
+	if c.deserted.Load() || time.Since(begin) >= staleAfter && c.gone() {
+		return errGone
 	}
-	// On TCP a client that is gone looks like one that has only said its
-	// last word; a Unix socket can tell.
-	events := int16(0)
-	if _, ok := c.nc.(*net.TCPConn); ok {
-		events = unix.POLLRDHUP
-	}
-	gone := false
-	err := c.raw.Control(func(fd uintptr) {
-		fds := []unix.PollFd{{Fd: int32(fd), Events: events}}
-		n, err := unix.Poll(fds, 0)
-		gone = err == nil && n > 0
-	})
-	if err == nil && gone {
-		err = errGone
-	}
-	return err
+	return nil
 }
 
 // borrow takes size bytes of the server's budget, and waits for them if need
