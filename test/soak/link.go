@@ -36,9 +36,13 @@ type link struct {
 	leaving   bool      // the end of the session is this side's wish
 	ended     bool      // nothing will be received any more
 
-	done  []int // the receiver's: slots that are free, not yet told to the sender
-	bytes int64 // the receiver's: payload since it last told
 	sent  uint64
+	clock time.Duration // when the sender's batch began
+
+	// The receiver's.
+	done  []int         // slots that are free, not yet told to the sender
+	bytes int64         // payload since it last told
+	batch time.Duration // when what it works on came
 }
 
 func newLink(s *soak, id, depth int) *link {
@@ -70,7 +74,7 @@ func (l *link) session(src source, quota int, end ending) error {
 	var wg sync.WaitGroup
 	var received error
 	wg.Go(func() {
-		received = l.receive(&inbox{conn: conn, buf: l.in, idle: l.tell})
+		received = l.receive(&inbox{conn: conn, buf: l.in, idle: l.tell, woke: l.tick})
 		conn.Close() // ends a sender that nobody reads from
 	})
 	err = l.send(src, quota)
@@ -148,6 +152,7 @@ func (l *link) send(src source, quota int) error {
 		if claimed = l.claim(claimed); len(claimed) == 0 {
 			return errGone
 		}
+		l.clock = l.soak.elapsed()
 		used := 0
 		for _, slot := range claimed {
 			r, ok := l.nextRepair()
@@ -186,7 +191,7 @@ var errGone = errors.New("the server closed the connection")
 func (l *link) put(slot int, r request) {
 	l.sent++
 	r.cookie = l.sent<<16 | uint64(slot)
-	r.entry = l.history.add(entry{sent: l.soak.elapsed(), off: r.off, n: r.n, link: l.id, cmd: r.cmd, flags: r.flags, repair: r.repair})
+	r.entry = l.history.add(entry{sent: l.clock, off: r.off, n: r.n, link: l.id, cmd: r.cmd, flags: r.flags, repair: r.repair})
 	l.out = appendRequest(l.out, r.cmd, r.flags, r.cookie, r.off, r.n)
 	if !r.either {
 		r.old = l.slots[slot].old // its memory

@@ -103,7 +103,7 @@ func run(o options, w io.Writer) error {
 func (s *soak) judged(w *watch, limit time.Duration) (time.Duration, error) {
 	begun := s.elapsed()
 	if limit > 0 {
-		s.until = time.Now().Add(limit)
+		defer time.AfterFunc(limit, func() { s.timeUp.Store(true) }).Stop()
 	}
 	w.judge(begun)
 	defer w.judge(0)

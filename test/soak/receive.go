@@ -214,7 +214,7 @@ func (l *link) refused(i int, r *request, errno uint32, text string) error {
 
 // complete gives back an answered request's units and its slot.
 func (l *link) complete(i int, r *request) {
-	l.history.answered(r.entry, l.soak.elapsed())
+	l.history.answered(r.entry, l.batch)
 	if r.cmd == cmdWrite {
 		l.bytes += int64(r.n)
 	}
@@ -235,6 +235,9 @@ func (l *link) complete(i int, r *request) {
 	r.cookie = 0
 	l.done = append(l.done, i)
 }
+
+// tick is called when something has come.
+func (l *link) tick() { l.batch = l.soak.elapsed() }
 
 // tell lets the sender know of free slots; called before the receiver waits.
 func (l *link) tell() {

@@ -20,7 +20,7 @@ type soak struct {
 
 	pause    time.Duration // after a session that was broken off
 	requests int64         // how many are wanted, 0 for no limit
-	until    time.Time
+	timeUp   atomic.Bool
 	answered atomic.Int64
 	bytes    atomic.Int64 // payload, both ways
 	sessions atomic.Int64
@@ -36,8 +36,7 @@ func (s *soak) stopping() bool { return s.over.Load() }
 
 // finished says whether enough was asked.
 func (s *soak) finished() bool {
-	// looking at the clock for every request is cheap: no system call
-	return s.requests > 0 && s.answered.Load() >= s.requests || !s.until.IsZero() && time.Now().After(s.until) || s.stopping()
+	return s.requests > 0 && s.answered.Load() >= s.requests || s.timeUp.Load() || s.stopping()
 }
 
 // fill writes most of the volume once, so that what follows overwrites, and what

@@ -157,6 +157,7 @@ type inbox struct {
 	buf      []byte
 	from, to int
 	idle     func() // called before it waits for more
+	woke     func() // called after that
 }
 
 // next returns the following n bytes, which stay valid until the next call.
@@ -169,6 +170,7 @@ func (b *inbox) next(n int) ([]byte, error) {
 	for b.to-b.from < n {
 		b.idle()
 		k, err := b.conn.Read(b.buf[b.to:])
+		b.woke()
 		b.to += k
 		if err != nil && b.to-b.from < n {
 			if err == io.EOF && b.to > b.from {
