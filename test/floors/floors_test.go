@@ -50,6 +50,7 @@ var floors = map[string][]string{
 	"internal/cliutil/clitest": {},
 	"test/nbddoc":              {},
 	"test/soak":                {},
+	"test/benchchart":          {},
 	"test/crash":               {"internal/vfs", "internal/vfs/faultfs", "internal/vfs/trace"},
 }
 
