@@ -49,7 +49,17 @@ type conn struct {
 	raw syscall.RawConn // nil if the transport is no plain socket
 	log *slog.Logger
 
+	id    uint64    // of this server's connections
+	peer  string    // how it is named
+	since time.Time // of the accept
+
 	transmitting bool // guarded by srv.mu
+	// What Stats tells of a client, guarded by srv.mu; counts is nil until the
+	// transmission begins.
+	counts     *counters
+	exportName string
+	headers    replyMode
+	isReadOnly bool
 
 	// Frozen when the transmission begins.
 	dev        Device
@@ -69,7 +79,9 @@ type conn struct {
 	stash   []byte // in[r:w] while there is no batch
 	r, w    int
 	pos     int
-	large   bool // the last request was a WRITE with a buffer of its own
+	tally   tally
+	arrived time.Time // when the last bytes of the requests at hand came
+	large   bool      // the last request was a WRITE with a buffer of its own
 	readFn  func(fd uintptr) bool
 	readLen int
 	readErr error
@@ -105,8 +117,9 @@ type conn struct {
 
 func newConn(s *Server, nc net.Conn) *conn {
 	c := &conn{
-		srv: s, nc: nc, log: s.cfg.Log.With(peer(nc)), deviceErrors: logLimit{most: 1}, received: make(chan struct{}),
+		srv: s, nc: nc, peer: peerName(nc), since: time.Now(), deviceErrors: logLimit{most: 1}, received: make(chan struct{}),
 	}
+	c.log = s.cfg.Log.With("peer", c.peer)
 	c.change.L = &c.mu
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.readFn, c.workFn, c.syncFn = c.readReady, c.work, c.sync
@@ -136,6 +149,7 @@ func (c *conn) transmit(ses *session) error {
 	c.allowed = allowedFlags(c.mode)
 	c.takeBatch()
 	c.w = copy(c.batch.in[:], ses.early)
+	c.arrived = time.Now()
 	var err error
 	for err == nil {
 		if err = c.serveBatch(); err == nil {
@@ -227,6 +241,7 @@ func (c *conn) fill() error {
 	if c.raw == nil {
 		n, err := c.nc.Read(c.free())
 		c.w += n
+		c.arrived = time.Now()
 		return err
 	}
 	if err := c.raw.Read(c.readFn); err != nil {
@@ -234,6 +249,7 @@ func (c *conn) fill() error {
 		return err
 	}
 	c.w += c.readLen
+	c.arrived = time.Now()
 	return c.readErr
 }
 
@@ -335,6 +351,7 @@ func (c *conn) receive(p []byte) error {
 		}
 		p = p[n:]
 	}
+	c.arrived = time.Now()
 	return nil
 }
 

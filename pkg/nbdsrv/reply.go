@@ -55,6 +55,7 @@ func (c *conn) replyEmpty(r request) error {
 		return err
 	}
 	c.pos += c.putEmpty(c.batch.out[c.pos:], r)
+	c.tally.add(r, uint64(r.length))
 	return nil
 }
 
@@ -64,6 +65,8 @@ func (c *conn) replyFailure(r request, f *failure) error {
 		return err
 	}
 	c.pos += c.putFailure(c.batch.out[c.pos:c.pos+taskReplyLen], r, f)
+	c.tally.add(r, 0)
+	c.counts.failed(r, f.errno)
 	return nil
 }
 
@@ -91,11 +94,13 @@ func (c *conn) flushWith(t *task) error {
 	c.send(c.batch.out[:c.pos], list)
 	c.wmu.Unlock()
 	c.pos = 0
+	now := time.Now()
 	c.pump()
 	if c.dead.Load() {
 		return net.ErrClosed
 	}
-	return c.recheck(begin)
+	c.tally.moveTo(c.counts, now.Sub(c.arrived))
+	return c.recheckAfter(now.Sub(begin))
 }
 
 // pump sends what workers have completed, unless somebody is sending already:
@@ -113,6 +118,8 @@ func (c *conn) send(first []byte, list taskList) {
 	if !c.dead.Load() {
 		if err := c.write(first, list); err != nil {
 			c.cut(err)
+		} else {
+			c.countSent(list)
 		}
 	}
 	c.forget(list)

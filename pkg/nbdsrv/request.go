@@ -167,6 +167,7 @@ func (c *conn) readInline(r request) error {
 	case err == nil:
 		c.putReadHeader(out, r)
 		c.pos += hdr + n
+		c.tally.add(r, uint64(n))
 		return nil
 	case wouldBlock(err):
 		return c.dispatch(r, n)

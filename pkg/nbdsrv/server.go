@@ -3,13 +3,14 @@ package nbdsrv
 import (
 	"context"
 	"errors"
-	"log/slog"
+	"fmt"
 	"net"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -40,6 +41,11 @@ type Server struct {
 	listeners map[net.Listener]struct{}
 	conns     map[*conn]struct{}
 	devices   map[Device]*served
+	exports   map[string]*exportTotals
+	accepted  uint64 // connections
+	tooMany   uint64
+
+	failed atomic.Uint64 // negotiations
 }
 
 // New makes a server. Nothing runs until Serve or ServeConn.
@@ -56,6 +62,7 @@ func New(cfg Config) *Server {
 		listeners:  map[net.Listener]struct{}{},
 		conns:      map[*conn]struct{}{},
 		devices:    map[Device]*served{},
+		exports:    map[string]*exportTotals{},
 	}
 }
 
@@ -146,12 +153,13 @@ func (s *Server) run(c *conn) error {
 		if errors.Is(err, errEnd) {
 			return nil
 		}
+		s.failed.Add(1)
 		c.ended("negotiation", err)
 		return err
 	}
 	defer ses.open.release()
 	c.log = c.log.With("export", ses.open.export.Name)
-	if !s.beginTransmission(c) {
+	if !s.beginTransmission(c, ses) {
 		return ErrServerClosed
 	}
 	c.log.Debug("transmission begins", "headers", ses.mode.String())
@@ -228,6 +236,8 @@ func (s *Server) addConn(nc net.Conn) (*conn, error) {
 	case s.closed:
 		return nil, ErrServerClosed
 	case len(s.conns) >= s.cfg.MaxConns:
+		s.accepted++
+		s.tooMany++
 		if unlogged, ok := s.complaints.admit(); ok {
 			s.cfg.Log.Warn("too many connections", "limit", s.cfg.MaxConns, "unlogged", unlogged)
 		}
@@ -236,6 +246,8 @@ func (s *Server) addConn(nc net.Conn) (*conn, error) {
 	if err := nc.SetDeadline(time.Now().Add(s.cfg.HandshakeTimeout)); err != nil {
 		return nil, err
 	}
+	s.accepted++
+	c.id = s.accepted
 	s.conns[c] = struct{}{}
 	return c, nil
 }
@@ -243,6 +255,7 @@ func (s *Server) addConn(nc net.Conn) (*conn, error) {
 func (s *Server) removeConn(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.countOutLocked(c)
 	delete(s.conns, c)
 	s.checkEmptyLocked()
 }
@@ -259,13 +272,15 @@ func (s *Server) checkEmptyLocked() {
 
 // beginTransmission lifts the negotiation's deadline; an idle client may stay
 // for ever. It fails if Shutdown was quicker.
-func (s *Server) beginTransmission(c *conn) bool {
+func (s *Server) beginTransmission(c *conn, ses *session) bool {
+	readOnly := ses.open.export.ReadOnly || ses.open.export.Device.ReadOnly()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return false
 	}
 	c.transmitting = true
+	s.countInLocked(c, ses, readOnly)
 	return c.nc.SetDeadline(time.Time{}) == nil
 }
 
@@ -281,10 +296,20 @@ func tune(nc net.Conn) {
 	}
 }
 
-// peer is how the log names the other side.
-func peer(nc net.Conn) slog.Attr {
-	if a := nc.RemoteAddr(); a != nil && a.String() != "" {
-		return slog.String("peer", a.String())
+// peerName is how the log and Stats name the other side: its address, or on a
+// Unix socket the process that connected.
+func peerName(nc net.Conn) string {
+	if u, ok := nc.(*net.UnixConn); ok {
+		if raw, err := u.SyscallConn(); err == nil {
+			var cred *unix.Ucred
+			_ = raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+			if err == nil && cred != nil {
+				return fmt.Sprintf("pid %d uid %d", cred.Pid, cred.Uid)
+			}
+		}
 	}
-	return slog.String("peer", "local")
+	if a := nc.RemoteAddr(); a != nil && a.String() != "" {
+		return a.String()
+	}
+	return "local"
 }

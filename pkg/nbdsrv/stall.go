@@ -25,8 +25,11 @@ var (
 // What it still holds may be old: if the client has closed the connection
 // meanwhile, it has perhaps sent the same requests elsewhere, and newer ones
 // after them. They must not be carried out then.
-func (c *conn) recheck(begin time.Time) error {
-	if c.deserted.Load() || time.Since(begin) >= staleAfter && c.gone() {
+func (c *conn) recheck(begin time.Time) error { return c.recheckAfter(time.Since(begin)) }
+
+// recheckAfter is recheck of a goroutine that was held up for so long.
+func (c *conn) recheckAfter(held time.Duration) error {
+	if c.deserted.Load() || held >= staleAfter && c.gone() {
 		return errGone
 	}
 	return nil

@@ -18,6 +18,9 @@ type task struct {
 	global int64   // the part of size that the server's budget lent
 	next   *task
 	small  [taskReplyLen]byte
+
+	arrived time.Time // when the request was there, whole
+	errno   uint32    // that the reply carries; 0 for a success
 }
 
 // taskList is a queue, first in first out.
@@ -70,6 +73,7 @@ func (c *conn) admit(r request, n int) (*task, error) {
 		t = new(task)
 	}
 	t.c, t.r, t.size, t.global = c, r, size, global
+	t.arrived, t.errno = c.arrived, 0
 	if n > 0 {
 		t.buf = c.srv.buffers.get(n)
 	}

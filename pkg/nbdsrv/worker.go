@@ -1,5 +1,7 @@
 package nbdsrv
 
+import "time"
+
 // dispatch makes a task of r, with n bytes of buffer, for a worker.
 func (c *conn) dispatch(r request, n int) error {
 	t, err := c.admit(r, n)
@@ -113,7 +115,9 @@ func (c *conn) execute(t *task) (n int, err error) {
 func (c *conn) settle(t *task, err error) {
 	switch {
 	case err != nil:
-		t.reply = t.small[:c.putFailure(t.small[:], t.r, c.deviceFailed(err, t.r))]
+		f := c.deviceFailed(err, t.r)
+		t.errno = f.errno
+		t.reply = t.small[:c.putFailure(t.small[:], t.r, f)]
 	case t.r.cmd == cmdRead:
 		hdr := c.readHeaderLen()
 		t.reply = t.buf.b[bufferFront-hdr : bufferFront+int(t.r.length)]
@@ -156,7 +160,9 @@ func (c *conn) sync() {
 			return
 		}
 		c.mu.Unlock()
+		begin := time.Now()
 		err := c.shared.flush()
+		c.counts.flush.add(1, time.Since(begin))
 		for t := list.head; t != nil; t = t.next {
 			c.settle(t, err)
 		}
