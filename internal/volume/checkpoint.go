@@ -155,6 +155,7 @@ func (v *Volume) checkpointOne(ctx context.Context, state frozenState, clean boo
 		return fmt.Errorf("checkpoint of volume %s: %w", v.Name(), mapDamage(err))
 	}
 	v.stats.checkpoints.Add(1)
+	v.stats.noteCheckpoint()
 	v.log.Debug("checkpoint", "volume", v.Name(), "seq", state.at.Seq, "nodes", c.stats.Written, "took", time.Since(began))
 	return nil
 }

@@ -43,6 +43,8 @@ type extentShard struct {
 	ring  []extentName
 	hand  int
 	drops uint64 // calls of drop
+
+	hits, misses uint64 // of get
 }
 
 // newExtentCache makes a cache of so many extents a shard as limit says, which
@@ -69,8 +71,22 @@ func (c *extentCache) get(n extentName) (x *openExtent, ticket uint64) {
 	x = s.m[n]
 	if x != nil {
 		x.used = true
+		s.hits++
+	} else {
+		s.misses++
 	}
 	return x, s.drops
+}
+
+// use tells how often get found what it was asked for, and how often not.
+func (c *extentCache) use() (hits, misses uint64) {
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.Lock()
+		hits, misses = hits+s.hits, misses+s.misses
+		s.mu.Unlock()
+	}
+	return hits, misses
 }
 
 // put caches an extent whose record was read after get gave the ticket.

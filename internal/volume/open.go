@@ -25,6 +25,7 @@ func (s *Store) openVolume(hint layout.Head, vk *crypt.VolumeKey) (*Volume, erro
 	v.untrusted = !s.opt.ReadOnly && !v.trusted
 	v.ro = s.opt.ReadOnly || v.untrusted
 	v.changed = sync.NewCond(&v.mu)
+	v.stats.noteCheckpoint()
 	v.space.segs = map[layout.SegmentNo]segmentInfo{}
 	v.kept, v.devices = map[layout.SegmentNo]bool{}, map[layout.Seq]*Snapshot{}
 	err := v.unlock(vk, hint)

@@ -95,6 +95,13 @@ func (p *pool) count(n int) int {
 	return p.entries
 }
 
+// bytes is the memory of the buffers.
+func (p *pool) bytes() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return int64(p.out+len(p.spare)) * bufferBlocks * blockSize
+}
+
 // free gives everything back that no volume has.
 func (p *pool) free() {
 	p.mu.Lock()

@@ -348,7 +348,9 @@ func (v *Volume) blockError(b layout.BlockNo, err error) error {
 	if errors.As(err, &be) || errors.Is(err, ErrWouldBlock) {
 		return err
 	}
-	return &BlockError{Volume: v.Name(), At: int64(b) * blockSize, Err: mapDamage(err)}
+	err = mapDamage(err)
+	v.stats.noteFault(err)
+	return &BlockError{Volume: v.Name(), At: int64(b) * blockSize, Err: err}
 }
 
 // Prefetch is a hint that a range will be read.

@@ -5,6 +5,9 @@ import "sync/atomic"
 // counters count what a volume did since it was opened.
 type counters struct {
 	reads, read, writes, written, zeroed, flushes, commits, checkpoints atomic.Uint64
+
+	damaged, keyMissing, unread atomic.Uint64 // blocks
+	checkpointed                atomic.Int64  // when, the last time, Unix nanoseconds
 }
 
 // Stats are a volume's counters.

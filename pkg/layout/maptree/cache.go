@@ -38,6 +38,17 @@ func (c *cache) bytes() int64 {
 	return n
 }
 
+// found is how often a node was found.
+func (c *cache) found() (n uint64) {
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.Lock()
+		n += s.hits
+		s.mu.Unlock()
+	}
+	return n
+}
+
 func mix(x uint64) uint64 {
 	x *= 0x9e3779b97f4a7c15
 	x ^= x >> 32
@@ -56,6 +67,9 @@ func (c *cache) copyNode(level uint8, index uint64, h *layout.Hash, dst []byte) 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	_, b := s.get(h)
+	if b != nil {
+		s.hits++
+	}
 	return append(dst, b...), b != nil
 }
 
@@ -65,6 +79,7 @@ func (c *cache) child(level uint8, index uint64, h *layout.Hash, i uint) (p poin
 	s.mu.Lock()
 	if _, b := s.get(h); b != nil {
 		p, ok = interiorBytes(b).child(i), true
+		s.hits++
 	}
 	s.mu.Unlock()
 	return p, ok
@@ -76,6 +91,7 @@ func (c *cache) block(root *layout.Hash, leaf uint64, h *layout.Hash, i uint, re
 	s.mu.Lock()
 	if pos, b := s.get(h); b != nil {
 		kind, ok = readBlock(b, i, ref), true
+		s.hits++
 		s.cuts.add(root, leaf, pos, leafBytes(b).data())
 	}
 	s.mu.Unlock()
@@ -96,6 +112,7 @@ func (c *cache) blockByRoot(root *layout.Hash, leaf uint64, i uint, ref *layout.
 			kind, ok = b.kind(i), true
 		}
 		markUsed(e)
+		s.hits++
 	}
 	s.mu.Unlock()
 	return kind, ok

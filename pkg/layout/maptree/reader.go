@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"sync"
+	"sync/atomic"
 
 	"github.com/fsximg/fsx/pkg/layout"
 	"github.com/fsximg/fsx/pkg/layout/metadb"
@@ -25,6 +26,7 @@ type Reader struct {
 	db    *metadb.DB
 	cache *cache
 	bufs  sync.Pool // *[]byte of capacity maxNode
+	loads atomic.Uint64
 }
 
 // NewReader makes a reader of the nodes in db.
@@ -43,8 +45,13 @@ func NewReader(db *metadb.DB, o ReaderOptions) *Reader {
 // CacheBytes is the memory that the cache takes now.
 func (r *Reader) CacheBytes() int64 { return r.cache.bytes() }
 
+// CacheUse tells how often a node was wanted that the cache had, and how often one
+// had to be read from the database.
+func (r *Reader) CacheUse() (hits, misses uint64) { return r.cache.found(), r.loads.Load() }
+
 // load reads a node from the database into buf[:0] and verifies it.
 func (r *Reader) load(p *pointer, level uint8, index uint64, buf []byte) ([]byte, error) {
+	r.loads.Add(1)
 	id := p.id(level, index)
 	var key [keySize]byte
 	b, err := r.db.GetAppend(id.AppendKey(key[:0]), buf[:0])

@@ -40,6 +40,8 @@ type shard struct {
 
 	cuts shortcuts
 
+	hits uint64 // nodes that were found
+
 	_ [64]byte // shards do not share cache lines
 }
 
