@@ -285,7 +285,8 @@ func (x *exports) uri(l net.Listener, s *served, vol, snap string) (string, erro
 // file system without sockets or one that cannot be written, commands find the
 // store busy, which is said. What is exported is read behind the listener l. end removes the
 // sockets, and waits for what is under way.
-func (x *exports) control(env *cliutil.Env, version string, l net.Listener) (end func() error) {
+func (x *exports) control(env *cliutil.Env, r *running) (end func() error) {
+	l := r.listeners[0]
 	var servers []*control.Server
 	var locals []*control.Local
 	for _, s := range x.stores {
@@ -294,7 +295,8 @@ func (x *exports) control(env *cliutil.Env, version string, l net.Listener) (end
 		srv, err := control.Serve(control.Config{
 			Path: s.st.Path(), UUID: s.st.UUID().String(), Operations: local,
 			URI:     func(vol, snap string) (string, error) { return x.uri(l, s, vol, snap) },
-			Program: env.Program, Version: version, Log: x.log,
+			Status:  r.status,
+			Program: env.Program, Version: r.version, Log: x.log,
 		})
 		if err != nil {
 			env.Warn("%s: fsximg cannot be used on it while it is served: %v", s.path, err)

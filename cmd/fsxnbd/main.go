@@ -17,6 +17,6 @@ func newApp() *cli.App {
 		Usage:    "serve encrypted stores over NBD",
 		Version:  cliutil.VersionText(layout.Version),
 		Flags:    cliutil.CommonFlags(),
-		Commands: append([]*cli.Command{serveCommand(), keyCommand()}, cliutil.GenerateCommands()...),
+		Commands: append([]*cli.Command{serveCommand(), statusCommand(), topCommand(), keyCommand()}, cliutil.GenerateCommands()...),
 	}
 }

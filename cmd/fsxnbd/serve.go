@@ -85,8 +85,10 @@ func runServe(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 	if err != nil {
 		return err
 	}
-	endControl := x.control(env, c.App.Version, listeners[0])
-	err = serve(ctx, env, c, x, listeners)
+	r := newRunning(env, c.App.Version, x, listeners)
+	defer x.register()()
+	endControl := x.control(env, r)
+	err = serve(ctx, env, c, r)
 	if endErr := endControl(); err == nil {
 		err = endErr
 	}
@@ -205,21 +207,20 @@ func listeners(c *cli.Context, x *exports) (out []net.Listener, err error) {
 
 // serve runs the server until the context ends or --run's command does. All
 // requests have been answered when it returns.
-func serve(ctx context.Context, env *cliutil.Env, c *cli.Context, x *exports, listeners []net.Listener) error {
-	srv := nbdsrv.New(nbdsrv.Config{Exports: x, Log: env.Log, Memory: payloadMemory, ConnMemory: payloadMemory})
+func serve(ctx context.Context, env *cliutil.Env, c *cli.Context, r *running) error {
 	g, gctx := errgroup.WithContext(context.WithoutCancel(ctx))
-	for _, l := range listeners {
+	for _, l := range r.listeners {
 		g.Go(func() error {
-			if err := srv.Serve(gctx, l); !errors.Is(err, nbdsrv.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+			if err := r.srv.Serve(gctx, l); !errors.Is(err, nbdsrv.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 				return err
 			}
 			return nil
 		})
 	}
-	err := whileServing(ctx, gctx, env, c, x, listeners)
+	err := whileServing(ctx, gctx, env, c, r)
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
 	defer cancel()
-	if stopErr := srv.Shutdown(stop); err == nil && stopErr != nil {
+	if stopErr := r.srv.Shutdown(stop); err == nil && stopErr != nil {
 		err = fmt.Errorf("stop server: %w", stopErr)
 	}
 	if serveErr := g.Wait(); err == nil && serveErr != nil && !errors.Is(serveErr, context.Canceled) {
@@ -229,7 +230,8 @@ func serve(ctx context.Context, env *cliutil.Env, c *cli.Context, x *exports, li
 }
 
 // whileServing tells that the server is ready, and waits until it is to end.
-func whileServing(ctx, serving context.Context, env *cliutil.Env, c *cli.Context, x *exports, listeners []net.Listener) error {
+func whileServing(ctx, serving context.Context, env *cliutil.Env, c *cli.Context, r *running) error {
+	x, listeners := r.exports, r.listeners
 	names := x.told()
 	script := c.String("run")
 	for _, l := range listeners {

@@ -29,6 +29,9 @@ type Config struct {
 	// this machine. Its error is cliutil.ErrInUse if that is not exported; nil is
 	// for a store of which nothing is.
 	URI func(volume, snapshot string) (string, error)
+	// Status is what the server does, of all its stores; nil is for a process that
+	// has no clients.
+	Status func() (ServerStatus, error)
 	// Program and Version name this process.
 	Program, Version string
 	// Log takes what is asked for (info) and who is refused (warn); nil
@@ -148,6 +151,8 @@ func (s *Server) do(ctx context.Context, w http.ResponseWriter, q *http.Request,
 		return Hello{Protocol, s.cfg.Program, s.cfg.Version, os.Getpid(), s.cfg.UUID}, nil
 	case "uri":
 		return s.uri(body)
+	case "server/status":
+		return s.serverStatus(body)
 	}
 	do := operations[name]
 	for _, more := range []map[string]serverOperation{keyOperations, serverKeyOperations} {

@@ -57,13 +57,18 @@ func describeKey(k volume.KeyStatus) VolumeKey {
 	return d
 }
 
-// KeyStatus implements ServerKeys.
-func (l *Local) KeyStatus(context.Context) ([]VolumeKey, error) {
+// DescribeKeys describes volume keys.
+func DescribeKeys(states []volume.KeyStatus) []VolumeKey {
 	keys := []VolumeKey{}
-	for _, k := range l.st.KeyStates() {
+	for _, k := range states {
 		keys = append(keys, describeKey(k))
 	}
-	return keys, nil
+	return keys
+}
+
+// KeyStatus implements ServerKeys.
+func (l *Local) KeyStatus(context.Context) ([]VolumeKey, error) {
+	return DescribeKeys(l.st.KeyStates()), nil
 }
 
 // AddKey implements ServerKeys.

@@ -75,6 +75,9 @@ func (s *Store) CountStats() (StoreStats, error) {
 	}
 	out.MapCacheHits, out.MapCacheMisses = s.tree.CacheUse()
 	for _, v := range s.opened() {
+		if s.fate(v.id) != 0 {
+			continue // it is hidden, and another may have its name
+		}
 		out.Volumes = append(out.Volumes, v.countStats())
 	}
 	slices.SortFunc(out.Volumes, func(a, b VolumeStats) int { return cmp.Compare(a.Name, b.Name) })
