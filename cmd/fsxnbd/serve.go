@@ -34,6 +34,7 @@ func serveCommand() *cli.Command {
 			&cli.StringFlag{Name: "listen", Usage: "also listen on the loopback address `HOST:PORT`"},
 			&cli.BoolFlag{Name: "read-only", Usage: "refuse all changes"},
 			&cli.StringSliceFlag{Name: "export", Usage: "serve only the export `NAME`; may be repeated"},
+			&cli.StringFlag{Name: "metrics", Usage: "answer Prometheus on `ADDRESS`: a loopback HOST:PORT or unix:PATH"},
 			&cli.BoolFlag{Name: "no-keys", Usage: "start without keys; fsxnbd key add gives them"},
 			&cli.BoolFlag{Name: "require-all-keys", Usage: "do not start unless every volume opens"},
 			&cli.StringFlag{Name: "run", Usage: "run the shell command `CMD` with $uri, $nbd, $unixsocket, and end with it"},
@@ -86,6 +87,11 @@ func runServe(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 		return err
 	}
 	r := newRunning(env, c.App.Version, x, listeners)
+	endMetrics, err := r.startMetrics(env, c.String("metrics"))
+	if err != nil {
+		return err
+	}
+	defer endMetrics()
 	defer x.register()()
 	endControl := x.control(env, r)
 	err = serve(ctx, env, c, r)
