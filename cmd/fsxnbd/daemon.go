@@ -64,18 +64,28 @@ func detach(uuid string) error {
 		return fmt.Errorf("--daemon: %w", err)
 	}
 	defer null.Close()
-	log := null
-	if dir, err := makeRunDirectory(uuid); err == nil {
-		log, err = os.OpenFile(filepath.Join(dir, logName), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-		if err != nil {
-			return fmt.Errorf("--daemon: %w", err)
-		}
-		defer log.Close()
+	if err := openLog(uuid); err != nil {
+		return fmt.Errorf("--daemon: %w", err)
 	}
-	for fd, f := range []*os.File{null, null, log} {
-		if err := unix.Dup3(int(f.Fd()), fd, 0); err != nil {
+	for fd := range 2 { // stdout last: its end says that all went well
+		if err := unix.Dup3(int(null.Fd()), fd, 0); err != nil {
 			return fmt.Errorf("--daemon: %w", err)
 		}
 	}
 	return nil
+}
+
+// openLog makes stderr the log in the run directory, which somebody may have moved
+// away since it was opened last. Without a run directory nothing is logged.
+func openLog(uuid string) error {
+	file := os.DevNull
+	if dir, err := makeRunDirectory(uuid); err == nil {
+		file = filepath.Join(dir, logName)
+	}
+	log, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	return unix.Dup3(int(log.Fd()), int(os.Stderr.Fd()), 0)
 }

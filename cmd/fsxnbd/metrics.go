@@ -54,10 +54,15 @@ func listenMetrics(address string) (net.Listener, error) {
 	return l, nil
 }
 
-// startMetrics serves metrics on an address, and says where; without one it does
-// nothing. end stops it.
-func (r *running) startMetrics(env *cliutil.Env, address string) (end func(), err error) {
-	if address == "" {
+// startMetrics serves metrics on an address, and says where, or on a socket that
+// systemd opened; without either it does nothing. end stops it.
+func (r *running) startMetrics(env *cliutil.Env, address string, activated net.Listener) (end func(), err error) {
+	switch {
+	case address != "" && activated != nil:
+		return nil, cliutil.UsageErrorf("--metrics and a socket of systemd called %s exclude each other", metricsFD)
+	case activated != nil:
+		return r.serveMetrics(activated, env.Log), nil
+	case address == "":
 		return func() {}, nil
 	}
 	l, err := listenMetrics(address)

@@ -21,12 +21,15 @@ type running struct {
 	listeners []net.Listener
 	version   string
 	started   time.Time
+	reloads   reloads // what SIGHUP does
+	stopping  func()  // is called when the server is to end
 }
 
 // newRunning makes the server; serve runs it.
 func newRunning(env *cliutil.Env, version string, x *exports, listeners []net.Listener) *running {
 	srv := nbdsrv.New(nbdsrv.Config{Exports: x, Log: env.Log, Memory: payloadMemory, ConnMemory: payloadMemory})
-	return &running{srv: srv, exports: x, listeners: listeners, version: version, started: time.Now()}
+	return &running{srv: srv, exports: x, listeners: listeners, version: version, started: time.Now(),
+		reloads: reloads{log: env.Log}, stopping: func() {}}
 }
 
 // status describes the server.

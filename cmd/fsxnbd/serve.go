@@ -9,6 +9,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/fsximg/fsx/internal/cliutil"
 	"github.com/fsximg/fsx/internal/volume"
 	"github.com/fsximg/fsx/pkg/nbdsrv"
@@ -61,12 +62,21 @@ func runServe(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 		if c.String("run") != "" {
 			return cliutil.UsageErrorf("--run and --daemon exclude each other")
 		}
+		if isActivated() {
+			return cliutil.WithHint(cliutil.UsageErrorf("--daemon and sockets of systemd exclude each other"), "Type=notify in the unit does what --daemon is for")
+		}
 		return startDaemon(env)
 	}
 	if err := checkPIDFile(c.String("pid-file")); err != nil {
 		return err
 	}
+	sockets, err := socketActivation()
+	if err != nil {
+		return err
+	}
 	defer removePID(c.String("pid-file")) // when the stores are closed
+	dog := &watchdog{}
+	defer func() { dog.close() }() // the same
 	x, err := openStores(ctx, env, c)
 	if err != nil {
 		return err
@@ -82,16 +92,21 @@ func runServe(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 		return err
 	}
 	debug.FreeOSMemory() // deriving keys took much
-	listeners, err := listeners(c, x)
+	listeners, err := listeners(c, x, sockets.clients)
 	if err != nil {
 		return err
 	}
 	r := newRunning(env, c.App.Version, x, listeners)
-	endMetrics, err := r.startMetrics(env, c.String("metrics"))
+	endMetrics, err := r.startMetrics(env, c.String("metrics"), sockets.metrics)
 	if err != nil {
 		return err
 	}
 	defer endMetrics()
+	dog = startWatchdog(env.Log, r.look)
+	r.stopping = dog.stop
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer r.reloads.onHangup(func() { cancel(cliutil.ErrInterrupted) })()
 	defer x.register()()
 	endControl := x.control(env, r)
 	err = serve(ctx, env, c, r)
@@ -177,8 +192,9 @@ func unlock(ctx context.Context, env *cliutil.Env, c *cli.Context, s *served, gi
 	return err
 }
 
-// listeners opens the sockets; the first is the one that is told about.
-func listeners(c *cli.Context, x *exports) (out []net.Listener, err error) {
+// listeners opens the sockets, besides those that systemd opened; the first is the
+// one that is told about.
+func listeners(c *cli.Context, x *exports, activated []net.Listener) (out []net.Listener, err error) {
 	defer func() {
 		if err != nil {
 			for _, l := range out {
@@ -187,7 +203,7 @@ func listeners(c *cli.Context, x *exports) (out []net.Listener, err error) {
 		}
 	}()
 	socket := c.String("socket")
-	if socket == "" && c.String("listen") == "" {
+	if socket == "" && c.String("listen") == "" && len(activated) == 0 {
 		dir, err := makeRunDirectory(x.stores[0].st.UUID().String())
 		if err != nil {
 			return nil, err
@@ -208,7 +224,7 @@ func listeners(c *cli.Context, x *exports) (out []net.Listener, err error) {
 		}
 		out = append(out, l)
 	}
-	return out, nil
+	return append(out, activated...), nil
 }
 
 // serve runs the server until the context ends or --run's command does. All
@@ -224,6 +240,7 @@ func serve(ctx context.Context, env *cliutil.Env, c *cli.Context, r *running) er
 		})
 	}
 	err := whileServing(ctx, gctx, env, c, r)
+	r.stopping()
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
 	defer cancel()
 	if stopErr := r.srv.Shutdown(stop); err == nil && stopErr != nil {
@@ -256,13 +273,16 @@ func whileServing(ctx, serving context.Context, env *cliutil.Env, c *cli.Context
 			return fmt.Errorf("write pid file: %w", err)
 		}
 	}
+	notify(env.Log, daemon.SdNotifyReady+"\nSTATUS=serving "+uri(listeners[0], names[0]))
 	if script != "" {
 		return runCommand(ctx, listeners[0], uri(listeners[0], names[0]), names[0], script)
 	}
 	if isDaemon() {
-		if err := detach(x.stores[0].st.UUID().String()); err != nil {
+		uuid := x.stores[0].st.UUID().String()
+		if err := detach(uuid); err != nil {
 			return err
 		}
+		r.reloads.add("log", func() error { return openLog(uuid) })
 	}
 	select {
 	case <-ctx.Done():
