@@ -83,6 +83,8 @@ start() {
   pid=$!
   current=$pid
   wait_socket "$socket" "$pid" "$2/$1.log"
+  # qemu-nbd listens first and derives its key then, which is no part of any job
+  wait_for 60 nbdinfo --size "$(uri "$socket")" || { cat "$2/$1.log" >&2; die "$1 does not answer"; }
 }
 current=""
 

@@ -141,7 +141,11 @@ func panel(w io.Writer, j job, titles map[string]string, x, y int) int {
 		length := j.value(r) * scale
 		fmt.Fprintf(w, "<text x=\"%d\" y=\"%d\" class=\"end\">%s</text>\n", left-6, at+11, escape.Replace(title))
 		fmt.Fprintf(w, "<rect x=\"%d\" y=\"%d\" width=\"%.1f\" height=\"%d\" fill=\"%s\"/>\n", left, at, length, barHeight, o.colour)
-		fmt.Fprintf(w, "<text x=\"%.1f\" y=\"%d\">%s</text>\n", float64(left)+length+5, at+11, j.label(o.target, r))
+		end := length
+		if o.target == "fsx" {
+			end = max(end, j.goal()*scale) // not under the goal's line
+		}
+		fmt.Fprintf(w, "<text x=\"%.1f\" y=\"%d\">%s</text>\n", float64(left)+end+5, at+11, j.label(o.target, r))
 		at += barStep
 	}
 	fmt.Fprintf(w, "<line x1=\"%d\" y1=\"%d\" x2=\"%d\" y2=\"%d\" class=\"axis\"/>\n", left, y+panelHead-3, left, at)
