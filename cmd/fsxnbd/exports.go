@@ -95,7 +95,7 @@ func (x *exports) allowed(name string) bool {
 
 // List implements nbdsrv.Exports. What cannot be opened for want of its key is not
 // listed: clients that look at all exports would fail at it.
-func (x *exports) List() []nbdsrv.ExportInfo { return x.list(false) }
+func (x *exports) List(*nbdsrv.Client) []nbdsrv.ExportInfo { return x.list(false) }
 
 // list is List, or with locked all exports.
 func (x *exports) list(locked bool) (out []nbdsrv.ExportInfo) {
@@ -122,7 +122,7 @@ func (x *exports) told() (names []string) {
 	case len(x.stores) == 1:
 		return []string{""}
 	}
-	for _, e := range x.List() {
+	for _, e := range x.list(false) {
 		names = append(names, e.Name)
 	}
 	return names
@@ -130,7 +130,7 @@ func (x *exports) told() (names []string) {
 
 // Open implements nbdsrv.Exports. A volume is opened by its first client, and
 // stays open until the server ends, or its key is removed and the last client leaves.
-func (x *exports) Open(name string) (nbdsrv.Export, func(), error) {
+func (x *exports) Open(name string, _ *nbdsrv.Client) (nbdsrv.Export, func(), error) {
 	e, leave, err := x.open(name)
 	if err != nil && !errors.Is(err, nbdsrv.ErrUnknownExport) && !errors.Is(err, cliutil.ErrInUse) {
 		x.log.Error("export refused", "export", name, "err", err)

@@ -2,6 +2,7 @@ package nbdsrv_test
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -30,8 +31,8 @@ const (
 	oStructured, oListMeta, oSetMeta, oExtended       = 8, 9, 10, 11
 
 	rAck, rServer, rInfo, rMeta                              = 1, 2, 3, 4
-	rUnsup, rPolicy, rInvalid, rUnknown, rShutdown, rTooBig  = 1<<31 + 1, 1<<31 + 2, 1<<31 + 3, 1<<31 + 6, 1<<31 + 7, 1<<31 + 9
-	rExtended                                                = 1<<31 + 10
+	rUnsup, rPolicy, rInvalid, rTLSReqd, rExtended           = 1<<31 + 1, 1<<31 + 2, 1<<31 + 3, 1<<31 + 5, 1<<31 + 10
+	rUnknown, rShutdown, rTooBig                             = 1<<31 + 6, 1<<31 + 7, 1<<31 + 9
 	cRead, cWrite, cDisc, cFlush, cTrim, cCache, cZero, cSta = 0, 1, 2, 3, 4, 5, 6, 7
 	fFUA, fNoHole, fDF, fReqOne, fFast, fPayload             = 1, 2, 4, 8, 16, 32
 
@@ -43,6 +44,7 @@ type server struct {
 	*nbdsrv.Server
 	addr    net.Addr
 	exports *exportMap
+	tls     *tls.Config // what hello negotiates TLS with; nil: nothing
 }
 
 // serve runs a server for exports until the test ends, when nothing may be
@@ -59,7 +61,7 @@ func serveOn(t testing.TB, cfg nbdsrv.Config, exports *exportMap, network, addr 
 		t.Fatal(err)
 	}
 	cfg.Exports = exports
-	s := &server{nbdsrv.New(cfg), ln.Addr(), exports}
+	s := &server{Server: nbdsrv.New(cfg), addr: ln.Addr(), exports: exports}
 	ended := make(chan error, 1)
 	go func() { ended <- s.Serve(context.Background(), ln) }()
 	t.Cleanup(func() {
@@ -114,6 +116,9 @@ func (s *server) hello(t testing.TB, flags uint32) *client {
 	c := s.dial(t)
 	c.expect(be64(magicGreeting), be64(magicOption), be16(3))
 	c.send(be32(flags))
+	if s.tls != nil {
+		c.startTLS(s.tls)
+	}
 	return c
 }
 

@@ -44,10 +44,12 @@ type batch struct {
 // conn is one connection. Requests enter through its receiving goroutine
 // (transmit); replies leave under wmu, from that goroutine or from a worker.
 type conn struct {
-	srv *Server
-	nc  net.Conn
-	raw syscall.RawConn // nil if the transport is no plain socket
-	log *slog.Logger
+	srv  *Server
+	sock net.Conn        // what was accepted
+	raw  syscall.RawConn // of sock; nil if that is no plain socket
+	nc   net.Conn        // where the protocol is spoken: sock, or TLS over it
+	gate *socketGate     // below that TLS; nil without
+	log  *slog.Logger
 
 	id    uint64    // of this server's connections
 	peer  string    // how it is named
@@ -75,8 +77,9 @@ type conn struct {
 	// The receiving goroutine's own. in[r:w] was received and not yet
 	// served, out[:pos] is to be sent.
 	batch   *batch
-	partial bool   // it is one of maxPartial
-	stash   []byte // in[r:w] while there is no batch
+	partial bool    // it is one of maxPartial
+	stash   []byte  // in[r:w] while there is no batch
+	first   [1]byte // what an idle connection over TLS reads into
 	r, w    int
 	pos     int
 	tally   tally
@@ -117,7 +120,7 @@ type conn struct {
 
 func newConn(s *Server, nc net.Conn) *conn {
 	c := &conn{
-		srv: s, nc: nc, peer: peerName(nc), since: time.Now(), deviceErrors: logLimit{most: 1}, received: make(chan struct{}),
+		srv: s, sock: nc, nc: nc, peer: peerName(nc), since: time.Now(), deviceErrors: logLimit{most: 1}, received: make(chan struct{}),
 	}
 	c.log = s.cfg.Log.With("peer", c.peer)
 	c.change.L = &c.mu
@@ -177,7 +180,7 @@ func (c *conn) finish(err error) error {
 	}
 	cause := c.cause
 	c.mu.Unlock()
-	if shutdown {
+	if shutdown || (orderly && c.gate != nil) {
 		c.linger()
 	}
 	c.cancel()
@@ -192,7 +195,8 @@ func (c *conn) finish(err error) error {
 }
 
 // linger keeps a connection that the server ends from being reset by bytes
-// the client had under way, which would cost it replies it has not yet read.
+// the client had under way, which would cost it replies it has not yet read, or
+// the end of TLS, which CloseWrite sends and the client answers.
 func (c *conn) linger() {
 	half, ok := c.nc.(interface{ CloseWrite() error })
 	if !ok || half.CloseWrite() != nil {
@@ -210,10 +214,10 @@ func (c *conn) linger() {
 // holds srv.mu.
 func (c *conn) sayGoodbye() {
 	if c.transmitting {
-		_ = c.nc.SetReadDeadline(time.Unix(1, 0))
+		_ = c.sock.SetReadDeadline(time.Unix(1, 0))
 		return
 	}
-	_ = c.nc.SetDeadline(time.Now().Add(shutdownGrace))
+	_ = c.sock.SetDeadline(time.Now().Add(shutdownGrace))
 }
 
 // cut ends the connection at once: nothing more is read or sent, and tasks
@@ -227,7 +231,7 @@ func (c *conn) cut(cause error) {
 	c.change.Broadcast()
 	c.mu.Unlock()
 	c.cancel()
-	_ = c.nc.Close()
+	_ = c.sock.Close()
 }
 
 // fill waits for bytes and reads what there is.
@@ -237,6 +241,9 @@ func (c *conn) fill() error {
 	} else if receiveSize-c.w < inlineMax+extendedLen {
 		c.w = copy(c.batch.in[:], c.batch.in[c.r:c.w])
 		c.r = 0
+	}
+	if c.gate != nil {
+		return c.fillTLS()
 	}
 	if c.raw == nil {
 		n, err := c.nc.Read(c.free())
@@ -366,7 +373,7 @@ func (c *conn) skip(n int64) error {
 		// All of in is free: what was received has been skipped.
 		m, err := c.nc.Read(c.batch.in[:min(n, receiveSize)])
 		n -= int64(m)
-		if err != nil {
+		if err != nil && n > 0 {
 			return fmt.Errorf("payload: %w", err)
 		}
 		c.r, c.w = 0, 0

@@ -1,6 +1,7 @@
 package nbdsrv_test
 
 import (
+	"crypto/tls"
 	"io"
 	"net"
 	"runtime"
@@ -13,18 +14,29 @@ import (
 // fuzzServe feeds raw bytes to a server and fails if the connection outlives
 // them, an export stays open, or more memory was allocated than the limits
 // allow. A panic of the server is a panic of the test.
-func fuzzServe(t *testing.T, stream []byte) {
+func fuzzServe(t *testing.T, stream []byte) { fuzzThrough(t, nbdsrv.Config{}, nil, stream) }
+
+// fuzzThrough is fuzzServe with a configuration and, unless nil, over TLS.
+func fuzzThrough(t *testing.T, cfg nbdsrv.Config, overTLS *tls.Config, stream []byte) {
 	d := newRAM(1 << 20)
 	d.offer(everyNth("qemu:allocation-depth", 3), everyNth("x-fsx:dirty:a", 1))
 	exports := newExports().
 		add(nbdsrv.Export{Name: "main", Description: "d", Device: d}).
 		add(nbdsrv.Export{Name: "ro", ReadOnly: true, Device: newRAM(1 << 20)})
-	s := nbdsrv.New(nbdsrv.Config{Exports: exports, HandshakeTimeout: 5 * time.Second})
+	cfg.Exports, cfg.HandshakeTimeout = exports, 5*time.Second
+	s := nbdsrv.New(cfg)
 	near, far := net.Pipe()
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	ended := make(chan struct{})
 	go func() { _ = s.ServeConn(far); close(ended) }()
+	if overTLS != nil {
+		c := &client{t: t, Conn: near}
+		c.expect(be64(magicGreeting), be64(magicOption), be16(3))
+		c.send(be32(3))
+		c.startTLS(overTLS)
+		near = c.Conn
+	}
 	drained := make(chan struct{})
 	go func() { _, _ = io.Copy(io.Discard, near); close(drained) }()
 	_ = near.SetWriteDeadline(time.Now().Add(5 * time.Second))
@@ -63,6 +75,7 @@ func FuzzNegotiation(f *testing.F) {
 		join(flags, opt(oStructured, nil), opt(oListMeta, meta("main")), opt(oSetMeta, meta("main", "base:allocation", "base:")), opt(oGo, info("main", 3))),
 		join(flags, opt(oListMeta, meta("main", "qemu:", "x-fsx:dirty:", ":", "")), opt(oStructured, nil),
 			opt(oSetMeta, meta("main", "x-fsx:dirty:a", "x-fsx:dirty:b", "qemu:", "base:allocation")), opt(oGo, info("main"))),
+		join(flags, opt(oStartTLS, nil), []byte{22, 3, 1, 0, 5, 1, 0, 0, 1, 3}),
 		join(flags, opt(oStartTLS, nil), opt(oExtended, nil), opt(99, []byte("x"))),
 		join(flags, opt(oExtended, []byte{1}), opt(oExtended, nil), opt(oStructured, nil), opt(oExportName, []byte("main"))),
 		join(flags, opt(oExtended, nil), opt(oSetMeta, meta("main", "base:allocation")), opt(oInfo, info("main")), opt(oGo, info("ro"))),
@@ -73,7 +86,25 @@ func FuzzNegotiation(f *testing.F) {
 	} {
 		f.Add(seed)
 	}
-	f.Fuzz(fuzzServe)
+	cfg := newAuthority(f).config()
+	f.Fuzz(func(t *testing.T, stream []byte) { fuzzThrough(t, cfg, nil, stream) })
+}
+
+// FuzzTLS feeds both parsers through TLS.
+func FuzzTLS(f *testing.F) {
+	for _, seed := range [][]byte{
+		nil,
+		opt(oStartTLS, nil),
+		join(opt(oGo, info("main")), header(cRead, 0, 1, 0, 200<<10), header(cDisc, 0, 2, 0, 0)),
+		join(opt(oGo, info("main")), header(cWrite, fFUA, 1, 0, 4), []byte("data"), header(cFlush, 0, 2, 0, 0)),
+		join(opt(oGo, info("ro")), header(cWrite, 0, 1, 0, 100<<10), make([]byte, 90<<10)),
+		join(opt(oStructured, nil), opt(oGo, info("main")), header(cRead, 0, 1, 5, 3)[:20]),
+	} {
+		f.Add(seed)
+	}
+	ca := newAuthority(f)
+	cfg, client := ca.forced(), ca.client("")
+	f.Fuzz(func(t *testing.T, stream []byte) { fuzzThrough(t, cfg, client, stream) })
 }
 
 func FuzzTransmission(f *testing.F) {

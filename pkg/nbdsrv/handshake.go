@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
-	"net"
 	"unicode/utf8"
 
 	"github.com/pojntfx/go-nbd/pkg/protocol"
@@ -39,18 +38,28 @@ type option struct {
 // handshake is the negotiation of one connection. It belongs to one goroutine.
 type handshake struct {
 	srv      *Server
+	conn     *conn
+	client   Client
+	forced   bool // the client has to negotiate TLS ("FORCEDTLS mode")
 	br       *bufio.Reader
 	bw       *bufio.Writer
+	fixed    bool // the client negotiated fixed newstyle
 	noZeroes bool
 	buf      []byte
 
-	mode replyMode
-	meta metaState
+	agreed
 
 	// The export opened last. INFO, SET_META_CONTEXT and GO mostly name the
 	// same one, and opening may be work.
 	open    *openExport
 	payload [20]byte
+}
+
+// agreed is all that options have changed. STARTTLS drops it: what a man in
+// the middle may have put there must not count inside TLS.
+type agreed struct {
+	mode replyMode
+	meta metaState
 }
 
 // openExport is an export in use.
@@ -63,14 +72,18 @@ type openExport struct {
 // session is the result of a negotiation.
 type session struct {
 	open     *openExport
+	client   Client
 	mode     replyMode
 	contexts []metaContext
 	early    []byte // what the client sent behind its last option
 }
 
-// negotiate runs the handshake on nc. Its deadline is the caller's affair.
-func (s *Server) negotiate(nc net.Conn) (*session, error) {
-	h := &handshake{srv: s, br: bufio.NewReaderSize(nc, 4096), bw: bufio.NewWriterSize(nc, 4096)}
+// negotiate runs the handshake on c. Its deadline is the caller's affair.
+func (s *Server) negotiate(c *conn) (*session, error) {
+	h := &handshake{
+		srv: s, conn: c, client: clientOf(c.sock), forced: s.cfg.RequireTLS != nil && s.cfg.RequireTLS(c.sock),
+		br: bufio.NewReaderSize(c.sock, 4096), bw: bufio.NewWriterSize(c.sock, 4096),
+	}
 	open, err := h.run()
 	if open == nil || h.open != open {
 		h.closeExport()
@@ -86,7 +99,7 @@ func (s *Server) negotiate(nc net.Conn) (*session, error) {
 	}
 	early := make([]byte, h.br.Buffered())
 	_, _ = io.ReadFull(h.br, early)
-	ses := &session{open: open, mode: h.mode, early: early}
+	ses := &session{open: open, client: h.client, mode: h.mode, early: early}
 	if h.meta.export == open.name {
 		ses.contexts = h.meta.contexts
 	}
@@ -106,6 +119,10 @@ func (h *handshake) run() (*openExport, error) {
 		if refusal != 0 {
 			if opt.id == optSetMeta {
 				h.meta = metaState{}
+			}
+			if h.lacksTLS() && opt.id != optStartTLS {
+				h.demandTLS(opt.id)
+				continue
 			}
 			h.replyError(opt.id, refusal, "option data is too long")
 			continue
@@ -137,6 +154,7 @@ func (h *handshake) greet() error {
 	if flags&^known != 0 {
 		return violated("unknown client flags %#x", flags)
 	}
+	h.fixed = flags&uint32(handshakeFixedNewstyle) != 0
 	h.noZeroes = flags&uint32(handshakeNoZeroes) != 0
 	return nil
 }
@@ -205,7 +223,7 @@ func (h *handshake) openExport(name string) (*openExport, error) {
 		return h.open, nil
 	}
 	h.closeExport()
-	export, release, err := h.srv.cfg.Exports.Open(name)
+	export, release, err := h.srv.cfg.Exports.Open(name, &h.client)
 	if err != nil {
 		return nil, err
 	}

@@ -1,5 +1,5 @@
 // Package nbdsrv is a Network Block Device server over a small Device
-// interface: fixed newstyle negotiation, simple and structured replies,
+// interface: fixed newstyle negotiation, TLS, simple and structured replies,
 // extended headers, metadata contexts, and every command of the baseline and
 // its extensions up to WRITE_ZEROES, BLOCK_STATUS and CACHE. docs/nbd.md says what is supported,
 // how it is tested and where it deviates.
@@ -26,8 +26,10 @@
 package nbdsrv
 
 import (
+	"crypto/tls"
 	"errors"
 	"log/slog"
+	"net"
 	"time"
 )
 
@@ -135,13 +137,14 @@ type ExportInfo struct {
 // Exports finds what clients ask for. Both methods are called from many
 // goroutines.
 type Exports interface {
-	// List returns the exports that are shown to clients.
-	List() []ExportInfo
+	// List returns the exports that are shown to a client.
+	List(client *Client) []ExportInfo
 	// Open returns the export called name; the empty name is the default
-	// export. release is called once, after the last use of the Device. An
-	// error other than ErrUnknownExport refuses the client, and its text is
-	// sent to it.
-	Open(name string) (export Export, release func(), err error)
+	// export. release is called once, after the last use of the Device.
+	// ErrUnknownExport, ErrTLSRequired and ErrNotAllowed refuse the client
+	// with the protocol's error for it; any other error refuses it, too, and
+	// its text is sent to it.
+	Open(name string, client *Client) (export Export, release func(), err error)
 }
 
 // Config configures a Server. The zero value of each field but Exports is its
@@ -159,7 +162,18 @@ type Config struct {
 	// NoMultiConn withholds NBD_FLAG_CAN_MULTI_CONN.
 	NoMultiConn bool
 
-	// HandshakeTimeout bounds the whole negotiation. Default 10 s.
+	// TLS is asked for the configuration of each connection that begins TLS,
+	// so that certificates may change while the server runs; it is called
+	// from many goroutines, and what it returns is not changed. TLS 1.2 is
+	// the oldest version that is spoken, and sessions are not resumed,
+	// whatever it says. Default: there is no TLS.
+	TLS func() *tls.Config
+	// RequireTLS says whether a connection has to negotiate TLS before
+	// anything else. It needs TLS. Default: that is left to the client.
+	RequireTLS func(net.Conn) bool
+
+	// HandshakeTimeout bounds the whole negotiation, that of TLS included.
+	// Default 10 s.
 	HandshakeTimeout time.Duration
 	// MaxHandshakes bounds connections in negotiation; further ones wait
 	// to be accepted. Default 100.

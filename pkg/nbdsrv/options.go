@@ -14,6 +14,13 @@ func (h *handshake) answer(opt option) (*openExport, error) {
 		h.replyError(opt.id, repErrShutdown, "server is shutting down")
 		return nil, nil
 	}
+	if h.lacksTLS() && opt.id != optStartTLS && opt.id != optAbort {
+		if opt.id == optExportName {
+			return nil, errEnd
+		}
+		h.demandTLS(opt.id)
+		return nil, nil
+	}
 	switch opt.id {
 	case optExportName:
 		return h.exportName(opt)
@@ -45,7 +52,7 @@ func (h *handshake) answer(opt option) (*openExport, error) {
 	case optListMeta, optSetMeta:
 		h.metaContext(opt)
 	case optStartTLS:
-		h.replyError(opt.id, repErrPolicy, "TLS is not configured")
+		return nil, h.startTLS(opt)
 	default:
 		h.replyError(opt.id, repErrUnsup, "option is not supported")
 	}
@@ -85,7 +92,7 @@ func (h *handshake) list(opt option) {
 		h.replyError(opt.id, repErrPolicy, "listing exports is disabled")
 		return
 	}
-	for _, e := range h.srv.cfg.Exports.List() {
+	for _, e := range h.srv.cfg.Exports.List(&h.client) {
 		name, tail := []byte(e.Name), []byte(wireText(e.Description))
 		if !validName(name) {
 			continue
@@ -136,11 +143,16 @@ func (h *handshake) info(opt option) (*openExport, error) {
 
 // refuseExport tells why an export cannot be had.
 func (h *handshake) refuseExport(opt uint32, err error) {
-	if errors.Is(err, ErrUnknownExport) {
+	switch {
+	case errors.Is(err, ErrUnknownExport):
 		h.replyError(opt, repErrUnknown, "unknown export")
-		return
+	case errors.Is(err, ErrTLSRequired) && h.client.TLS == nil && h.srv.cfg.TLS != nil && h.fixed:
+		h.replyError(opt, repErrTLSReqd, "export requires TLS")
+	case errors.Is(err, ErrTLSRequired), errors.Is(err, ErrNotAllowed):
+		h.replyError(opt, repErrPolicy, "export is not for this client")
+	default:
+		h.replyError(opt, repErrUnknown, err.Error())
 	}
-	h.replyError(opt, repErrUnknown, err.Error())
 }
 
 // sendInfo sends NBD_INFO_EXPORT and, once each, what else was asked for.

@@ -38,6 +38,7 @@ const (
 	repErrUnsup    = protocol.NEGOTIATION_TYPE_REPLY_ERR_UNSUPPORTED
 	repErrPolicy   = uint32(2 | 1<<31)
 	repErrInvalid  = uint32(3 | 1<<31)
+	repErrTLSReqd  = uint32(5 | 1<<31)
 	repErrUnknown  = protocol.NEGOTIATION_TYPE_REPLY_ERR_UNKNOWN
 	repErrShutdown = uint32(7 | 1<<31)
 	repErrTooBig   = uint32(9 | 1<<31)

@@ -260,6 +260,7 @@ type exportMap struct {
 	order   []string
 	opened  map[string]int // by name, not yet released
 	refuse  error
+	allow   func(name string, client *nbdsrv.Client) error // nil: everything
 }
 
 func newExports() *exportMap {
@@ -274,16 +275,19 @@ func (m *exportMap) add(e nbdsrv.Export) *exportMap {
 	return m
 }
 
-func (m *exportMap) List() (list []nbdsrv.ExportInfo) {
+func (m *exportMap) List(client *nbdsrv.Client) (list []nbdsrv.ExportInfo) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, name := range m.order {
+		if m.allow != nil && m.allow(name, client) != nil {
+			continue
+		}
 		list = append(list, nbdsrv.ExportInfo{Name: name, Description: m.exports[name].Description})
 	}
 	return list
 }
 
-func (m *exportMap) Open(name string) (nbdsrv.Export, func(), error) {
+func (m *exportMap) Open(name string, client *nbdsrv.Client) (nbdsrv.Export, func(), error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.refuse != nil {
@@ -295,6 +299,11 @@ func (m *exportMap) Open(name string) (nbdsrv.Export, func(), error) {
 	e, ok := m.exports[name]
 	if !ok {
 		return nbdsrv.Export{}, nil, fmt.Errorf("export %q: %w", name, nbdsrv.ErrUnknownExport)
+	}
+	if m.allow != nil {
+		if err := m.allow(name, client); err != nil {
+			return nbdsrv.Export{}, nil, err
+		}
 	}
 	m.opened[name]++
 	var once sync.Once

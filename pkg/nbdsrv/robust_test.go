@@ -3,6 +3,7 @@ package nbdsrv_test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -228,7 +229,7 @@ func TestServeEndsWithItsContext(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{nbdsrv.New(nbdsrv.Config{Exports: newExports().add(nbdsrv.Export{Name: "main", Device: newRAM(1 << 20)})}), ln.Addr(), nil}
+	s := &server{Server: nbdsrv.New(nbdsrv.Config{Exports: newExports().add(nbdsrv.Export{Name: "main", Device: newRAM(1 << 20)})}), addr: ln.Addr(), exports: nil}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Serve(ctx, ln) }()
@@ -310,10 +311,20 @@ func TestItem81ReplayFence(t *testing.T) {
 // TestItem81UnreadWrites: a write that still lay in the socket of a held-up
 // connection when its client left is not carried out.
 func TestItem81UnreadWrites(t *testing.T) {
+	t.Run("plaintext", func(t *testing.T) { unreadWrites(t, nbdsrv.Config{}, nil) })
+	t.Run("TLS", func(t *testing.T) {
+		ca := newAuthority(t)
+		unreadWrites(t, ca.config(), ca.client(""))
+	})
+}
+
+func unreadWrites(t *testing.T, cfg nbdsrv.Config, overTLS *tls.Config) {
 	// On a Unix socket sending the first reply fails; TCP takes it.
 	d := newRAM(1 << 20)
 	exports := newExports().add(nbdsrv.Export{Name: "main", Device: d})
-	s := serveOn(t, nbdsrv.Config{ConnRequests: 1}, exports, "tcp", "127.0.0.1:0")
+	cfg.ConnRequests = 1
+	s := serveOn(t, cfg, exports, "tcp", "127.0.0.1:0")
+	s.tls = overTLS
 	c1, c2 := s.connect(t, "main", false), s.connect(t, "main", false)
 	g := newGate(t)
 	d.cold.Store(true)

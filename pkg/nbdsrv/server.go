@@ -51,6 +51,9 @@ type Server struct {
 // New makes a server. Nothing runs until Serve or ServeConn.
 func New(cfg Config) *Server {
 	cfg = cfg.withDefaults()
+	if cfg.RequireTLS != nil && cfg.TLS == nil {
+		panic("nbdsrv: RequireTLS without TLS")
+	}
 	return &Server{
 		cfg:        cfg,
 		slots:      make(chan struct{}, cfg.Workers),
@@ -147,17 +150,13 @@ func (s *Server) ServeConn(nc net.Conn) error {
 func (s *Server) run(c *conn) error {
 	defer s.removeConn(c)
 	defer func() { _ = c.nc.Close() }()
-	ses, err := s.negotiate(c.nc)
+	ses, err := s.negotiate(c)
 	<-s.handshakes
 	if err != nil {
-		if errors.Is(err, errEnd) {
-			return nil
-		}
-		s.failed.Add(1)
-		c.ended("negotiation", err)
-		return err
+		return c.logRefused(err)
 	}
 	defer ses.open.release()
+	c.logTLS(&ses.client)
 	c.log = c.log.With("export", ses.open.export.Name)
 	if !s.beginTransmission(c, ses) {
 		return ErrServerClosed
@@ -281,7 +280,7 @@ func (s *Server) beginTransmission(c *conn, ses *session) bool {
 	}
 	c.transmitting = true
 	s.countInLocked(c, ses, readOnly)
-	return c.nc.SetDeadline(time.Time{}) == nil
+	return c.sock.SetDeadline(time.Time{}) == nil
 }
 
 // tune sets what a request-reply protocol wants of a socket ("Protocol

@@ -1,12 +1,14 @@
 package nbdsrv_test
 
 import (
+	"crypto/tls"
 	"encoding/binary"
 	"io"
 	"math/rand/v2"
 	"net"
 	"os"
 	"runtime"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -15,6 +17,12 @@ import (
 
 // pair serves d over a socket pair and returns the negotiated client side.
 func pair(t testing.TB, d nbdsrv.Device, headers string) *client {
+	t.Helper()
+	return pairWith(t, nbdsrv.Config{}, nil, d, headers)
+}
+
+// pairWith is pair with a configuration and, unless nil, over TLS.
+func pairWith(t testing.TB, cfg nbdsrv.Config, overTLS *tls.Config, d nbdsrv.Device, headers string) *client {
 	t.Helper()
 	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -28,7 +36,8 @@ func pair(t testing.TB, d nbdsrv.Device, headers string) *client {
 		}
 		_ = f.Close()
 	}
-	s := nbdsrv.New(nbdsrv.Config{Exports: newExports().add(nbdsrv.Export{Name: "main", Device: d})})
+	cfg.Exports = newExports().add(nbdsrv.Export{Name: "main", Device: d})
+	s := nbdsrv.New(cfg)
 	ended := make(chan error, 1)
 	go func() { ended <- s.ServeConn(ends[1]) }()
 	c := &client{t: t, Conn: ends[0]}
@@ -40,6 +49,9 @@ func pair(t testing.TB, d nbdsrv.Device, headers string) *client {
 	})
 	c.expect(be64(magicGreeting), be64(magicOption), be16(3))
 	c.send(be32(3))
+	if overTLS != nil {
+		c.startTLS(overTLS)
+	}
 	switch headers {
 	case "structured":
 		c.structure()
@@ -144,6 +156,35 @@ func TestNoAllocationPerRequest(t *testing.T) {
 	}
 }
 
+// TestTLSNoAllocationOfOurs bounds the allocations that TLS adds: crypto/tls
+// makes one for each read from the socket, on both sides, and we none.
+func TestTLSNoAllocationOfOurs(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector makes pools drop what they hold")
+	}
+	const depth, requests = 32, 32 << 10
+	ca := newAuthority(t)
+	for _, cold := range []bool{false, true} {
+		for _, cmd := range []uint16{cRead, cWrite} {
+			d := newRAM(16 << 20)
+			d.cold.Store(cold)
+			l := newLoad(pairWith(t, ca.config(), ca.client(""), d, "structured"), cmd, 4096, depth)
+			profile := allocationsIn(t, func() {
+				for range requests / depth {
+					if err := l.round(); err != nil {
+						t.Fatal(err)
+					}
+				}
+			})
+			for place, n := range profile {
+				if n > requests/100 {
+					t.Errorf("command %d, cold %v: %d allocations in %s", cmd, cold, n, place)
+				}
+			}
+		}
+	}
+}
+
 func BenchmarkServer(b *testing.B) {
 	for _, bb := range []struct {
 		name    string
@@ -162,15 +203,66 @@ func BenchmarkServer(b *testing.B) {
 		{"write/1M/qd4", cWrite, 1 << 20, 4, "structured"},
 	} {
 		b.Run(bb.name, func(b *testing.B) {
-			l := newLoad(pair(b, newRAM(256<<20), bb.headers), bb.cmd, bb.n, bb.depth)
-			b.SetBytes(int64(bb.n))
-			b.ReportAllocs()
-			b.ResetTimer()
-			for done := 0; done < b.N; done += bb.depth {
-				if err := l.round(); err != nil {
-					b.Fatal(err)
-				}
-			}
+			benchmarkLoad(b, newLoad(pair(b, newRAM(256<<20), bb.headers), bb.cmd, bb.n, bb.depth))
+		})
+		b.Run("TLS/"+bb.name, func(b *testing.B) {
+			ca := newAuthority(b)
+			c := pairWith(b, ca.config(), ca.client(""), newRAM(256<<20), bb.headers)
+			benchmarkLoad(b, newLoad(c, bb.cmd, bb.n, bb.depth))
 		})
 	}
+}
+
+func benchmarkLoad(b *testing.B, l *load) {
+	b.SetBytes(int64(l.n))
+	b.ReportAllocs()
+	b.ResetTimer()
+	for done := 0; done < b.N; done += l.depth {
+		if err := l.round(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// allocationsIn runs f and counts the allocations that were made meanwhile by
+// this package's server, by function; those of crypto/tls below it are not its.
+func allocationsIn(t *testing.T, f func()) map[string]int64 {
+	t.Helper()
+	rate := runtime.MemProfileRate
+	runtime.MemProfileRate = 1
+	defer func() { runtime.MemProfileRate = rate }()
+	before := serverAllocations(t)
+	f()
+	found := serverAllocations(t)
+	for place, n := range before {
+		found[place] -= n
+	}
+	return found
+}
+
+func serverAllocations(t *testing.T) map[string]int64 {
+	t.Helper()
+	runtime.GC()
+	runtime.GC() // the profile is as old as the last but one
+	records := make([]runtime.MemProfileRecord, 10000)
+	n, ok := runtime.MemProfile(records, true)
+	if !ok {
+		t.Fatalf("%d records", n)
+	}
+	found := map[string]int64{}
+	for _, r := range records[:n] {
+		// The innermost function that is not the runtime's made it.
+		frames := runtime.CallersFrames(r.Stack())
+		for {
+			frame, more := frames.Next()
+			if strings.HasPrefix(frame.Function, "runtime.") && more {
+				continue
+			}
+			if strings.Contains(frame.Function, "/nbdsrv.") {
+				found[frame.Function] += r.AllocObjects
+			}
+			break
+		}
+	}
+	return found
 }

@@ -99,6 +99,9 @@ func (c *conn) write(first []byte, list taskList) error {
 		_, err := c.nc.Write(first)
 		return err
 	}
+	if total <= piece && c.gate != nil {
+		return c.writeRecords(first, list)
+	}
 	if total <= piece {
 		return c.writeVector(first, list)
 	}

@@ -17,7 +17,7 @@ func (c *conn) gone() bool {
 		return false
 	}
 	events := int16(0)
-	if _, ok := c.nc.(*net.TCPConn); ok {
+	if _, ok := c.sock.(*net.TCPConn); ok {
 		events = unix.POLLRDHUP
 	}
 	gone := false

@@ -2,6 +2,7 @@ package nbdsrv_test
 
 import (
 	"bytes"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -13,7 +14,7 @@ import (
 )
 
 // both runs f from memory and from workers, with simple and structured replies
-// and with extended headers.
+// and with extended headers, in plaintext and over TLS.
 func both(t *testing.T, f func(t *testing.T, c *client, d *ramDevice)) {
 	t.Helper()
 	bothSized(t, 4<<20, f)
@@ -24,11 +25,17 @@ func bothSized(t *testing.T, size int64, f func(t *testing.T, c *client, d *ramD
 	for _, headers := range []string{"simple", "structured", "extended"} {
 		for _, cold := range []bool{false, true} {
 			name := headers + map[bool]string{false: "/inline", true: "/workers"}[cold]
-			t.Run(name, func(t *testing.T) {
-				s, d := serveRAM(t, nbdsrv.Config{}, size)
+			run := func(t *testing.T, cfg nbdsrv.Config, overTLS *tls.Config) {
+				s, d := serveRAM(t, cfg, size)
+				s.tls = overTLS
 				d.cold.Store(cold)
 				d.noisy = true
 				f(t, s.connectAs(t, "main", headers), d)
+			}
+			t.Run(name, func(t *testing.T) { run(t, nbdsrv.Config{}, nil) })
+			t.Run(name+"/TLS", func(t *testing.T) {
+				ca := newAuthority(t)
+				run(t, ca.config(), ca.client(""))
 			})
 		}
 	}
