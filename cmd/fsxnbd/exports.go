@@ -32,6 +32,8 @@ type exports struct {
 	stores   []*served
 	only     []string // --export; empty: all
 	readOnly bool
+	tls      *tlsServing // nil: no TLS
+	allow    allowList   // --tls-allow
 	log      *slog.Logger
 }
 
@@ -94,8 +96,11 @@ func (x *exports) allowed(name string) bool {
 }
 
 // List implements nbdsrv.Exports. What cannot be opened for want of its key is not
-// listed: clients that look at all exports would fail at it.
-func (x *exports) List(*nbdsrv.Client) []nbdsrv.ExportInfo { return x.list(false) }
+// listed, nor what the client may not have: clients that look at all exports would
+// fail at it.
+func (x *exports) List(client *nbdsrv.Client) []nbdsrv.ExportInfo {
+	return slices.DeleteFunc(x.list(false), func(e nbdsrv.ExportInfo) bool { return x.allow.check(e.Name, client) != nil })
+}
 
 // list is List, or with locked all exports.
 func (x *exports) list(locked bool) (out []nbdsrv.ExportInfo) {
@@ -130,7 +135,13 @@ func (x *exports) told() (names []string) {
 
 // Open implements nbdsrv.Exports. A volume is opened by its first client, and
 // stays open until the server ends, or its key is removed and the last client leaves.
-func (x *exports) Open(name string, _ *nbdsrv.Client) (nbdsrv.Export, func(), error) {
+func (x *exports) Open(name string, client *nbdsrv.Client) (nbdsrv.Export, func(), error) {
+	if s, vol, ok := x.split(name); ok {
+		if err := x.allow.check(x.name(s, vol), client); err != nil {
+			x.log.Warn("export is not for this client", "export", name, "peer", client.Addr, "client", client.Names())
+			return nbdsrv.Export{}, nil, err
+		}
+	}
 	e, leave, err := x.open(name)
 	if err != nil && !errors.Is(err, nbdsrv.ErrUnknownExport) && !errors.Is(err, cliutil.ErrInUse) {
 		x.log.Error("export refused", "export", name, "err", err)
@@ -278,7 +289,16 @@ func (x *exports) uri(l net.Listener, s *served, vol, snap string) (string, erro
 		return "", cliutil.WithHint(cliutil.Errorf(cliutil.ErrInUse, "the store is served, and its server does not export %s", name),
 			"the server was started with --export for others; add --export %s, or stop it", name)
 	}
-	return uri(l, name), nil
+	if x.tls.requires(l.Addr()) {
+		return "", cliutil.WithHint(cliutil.Errorf(cliutil.ErrInUse, "the store is served with TLS only, which fsximg cannot read through"),
+			"start the server with --socket, too, and without --tls-required")
+	}
+	return x.uriAt(l, name), nil
+}
+
+// uriAt is the URI of an export behind l.
+func (x *exports) uriAt(l net.Listener, name string) string {
+	return uri(l, name, x.tls.requires(l.Addr()))
 }
 
 // control makes the control sockets of the stores. Where there can be none, on a

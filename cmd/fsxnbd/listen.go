@@ -128,9 +128,15 @@ func removeStale(path string) error {
 	return os.Remove(path)
 }
 
-// listenTCP listens on HOST:PORT, which must be this machine's loopback: there
-// is no TLS, and what is served is not encrypted.
-func listenTCP(address string) (net.Listener, error) {
+// tcpListener remembers how its host was called, which is what a certificate is for.
+type tcpListener struct {
+	*net.TCPListener
+	host string
+}
+
+// listenTCP listens on HOST:PORT. Without TLS it must be this machine's loopback:
+// what is served is not encrypted.
+func listenTCP(address string, secure *tlsServing) (net.Listener, error) {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
 		return nil, cliutil.UsageErrorf("--listen %s: use HOST:PORT", address)
@@ -139,9 +145,9 @@ func listenTCP(address string) (net.Listener, error) {
 	if err != nil {
 		return nil, cliutil.UsageErrorf("--listen %s: %v", address, err)
 	}
-	if host == "" || !a.IP.IsLoopback() {
-		return nil, cliutil.WithHint(cliutil.UsageErrorf("--listen %s: only loopback addresses: what is served is not encrypted", address),
-			"use --listen 127.0.0.1:10809, or a unix socket, and forward it with ssh")
+	if secure == nil && (host == "" || !a.IP.IsLoopback()) {
+		return nil, cliutil.WithHint(cliutil.UsageErrorf("--listen %s: only loopback addresses without TLS: what is served is not encrypted", address),
+			"use --tls-cert, --tls-key and --tls-ca; or --listen 127.0.0.1:10809, or a unix socket, and forward it with ssh")
 	}
 	l, err := net.ListenTCP("tcp", a)
 	if errors.Is(err, syscall.EADDRINUSE) {
@@ -150,15 +156,39 @@ func listenTCP(address string) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen: %w", err)
 	}
-	return l, nil
+	return &tcpListener{l, host}, nil
 }
 
-// uri is the NBD URI of an export behind a listener.
-func uri(l net.Listener, export string) string {
+// hostPort is where clients of TLS find l: a certificate has the name that was
+// asked for, or this machine's, and seldom an address.
+func hostPort(l net.Listener) string {
+	t, ok := l.(*tcpListener)
+	if !ok {
+		return l.Addr().String()
+	}
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		return l.Addr().String()
+	}
+	if ip := net.ParseIP(t.host); t.host != "" && (ip == nil || !ip.IsUnspecified()) {
+		return net.JoinHostPort(t.host, port)
+	}
+	if name, err := os.Hostname(); err == nil {
+		return net.JoinHostPort(name, port)
+	}
+	return l.Addr().String()
+}
+
+// uri is the NBD URI of an export behind a listener, secure if clients must use TLS.
+func uri(l net.Listener, export string, secure bool) string {
 	path := (&url.URL{Path: "/" + export}).EscapedPath()
 	path = strings.ReplaceAll(path, ":", "%3A")
+	tcp, socketed := "nbd://"+l.Addr().String(), "nbd+unix://"
+	if secure {
+		tcp, socketed = "nbds://"+hostPort(l), "nbds+unix://"
+	}
 	if l.Addr().Network() != "unix" {
-		return "nbd://" + l.Addr().String() + path
+		return tcp + path
 	}
 	socket := l.Addr().String()
 	if abs, err := filepath.Abs(socket); err == nil {
@@ -166,5 +196,5 @@ func uri(l net.Listener, export string) string {
 	}
 	// Only what would end the parameter: other programs do not all decode.
 	socket = strings.NewReplacer("%", "%25", "&", "%26", "#", "%23", "+", "%2B", " ", "%20").Replace(socket)
-	return "nbd+unix://" + path + "?socket=" + socket
+	return socketed + path + "?socket=" + socket
 }

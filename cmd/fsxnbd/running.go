@@ -27,9 +27,15 @@ type running struct {
 
 // newRunning makes the server; serve runs it.
 func newRunning(env *cliutil.Env, version string, x *exports, listeners []net.Listener) *running {
-	srv := nbdsrv.New(nbdsrv.Config{Exports: x, Log: env.Log, Memory: payloadMemory, ConnMemory: payloadMemory})
-	return &running{srv: srv, exports: x, listeners: listeners, version: version, started: time.Now(),
+	cfg := nbdsrv.Config{Exports: x, Log: env.Log, Memory: payloadMemory, ConnMemory: payloadMemory}
+	r := &running{exports: x, listeners: listeners, version: version, started: time.Now(),
 		reloads: reloads{log: env.Log}, stopping: func() {}}
+	if x.tls != nil {
+		cfg.TLS, cfg.RequireTLS = x.tls.config.Load, x.tls.requiresOf
+		r.reloads.add("certificates", x.tls.load)
+	}
+	r.srv = nbdsrv.New(cfg)
+	return r
 }
 
 // status describes the server.
@@ -42,7 +48,7 @@ func (r *running) status() (control.ServerStatus, error) {
 		Memory:      control.MemoryInFlight{InFlight: st.Memory, Limit: st.MemoryLimit},
 	}
 	for _, l := range r.listeners {
-		out.URIs = append(out.URIs, uri(l, ""))
+		out.URIs = append(out.URIs, r.exports.uriAt(l, ""))
 	}
 	for _, s := range r.exports.stores {
 		store, err := storeStatus(s)

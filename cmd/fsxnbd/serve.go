@@ -32,7 +32,7 @@ func serveCommand() *cli.Command {
 			"volume, and the empty name is main; with several STORE:VOLUME, without .fsx.",
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "socket", Usage: "`PATH` of the unix socket (default: in the run directory)"},
-			&cli.StringFlag{Name: "listen", Usage: "also listen on the loopback address `HOST:PORT`"},
+			&cli.StringFlag{Name: "listen", Usage: "also listen on `HOST:PORT`; without TLS a loopback address"},
 			&cli.BoolFlag{Name: "read-only", Usage: "refuse all changes"},
 			&cli.StringSliceFlag{Name: "export", Usage: "serve only the export `NAME`; may be repeated"},
 			&cli.StringFlag{Name: "metrics", Usage: "answer Prometheus on `ADDRESS`: a loopback HOST:PORT or unix:PATH"},
@@ -41,7 +41,7 @@ func serveCommand() *cli.Command {
 			&cli.StringFlag{Name: "run", Usage: "run the shell command `CMD` with $uri, $nbd, $unixsocket, and end with it"},
 			&cli.StringFlag{Name: "pid-file", Usage: "write the process id to `FILE` when ready"},
 			&cli.BoolFlag{Name: "daemon", Usage: "go on in the background when ready; the log goes to the run directory"},
-		}, cliutil.OpenKeyFlags()...),
+		}, append(tlsFlags(), cliutil.OpenKeyFlags()...)...),
 		Action: cliutil.Action(1, -1, objectOfServe, runServe),
 	}
 }
@@ -70,7 +70,15 @@ func runServe(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 	if err := checkPIDFile(c.String("pid-file")); err != nil {
 		return err
 	}
-	sockets, err := socketActivation()
+	allow, err := parseAllow(c.StringSlice("tls-allow"))
+	if err != nil {
+		return err
+	}
+	secure, err := tlsOf(env, c)
+	if err != nil {
+		return err
+	}
+	sockets, err := socketActivation(secure != nil)
 	if err != nil {
 		return err
 	}
@@ -81,6 +89,7 @@ func runServe(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 	if err != nil {
 		return err
 	}
+	x.tls, x.allow = secure, allow
 	defer func() {
 		if closeErr := x.close(); err == nil {
 			err = closeErr
@@ -89,6 +98,9 @@ func runServe(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 	uuid := x.stores[0].st.UUID().String()
 	defer tidyRunDirectory(uuid)
 	if err := x.check(env, needOf(c)); err != nil {
+		return err
+	}
+	if err := x.checkAllow(env); err != nil {
 		return err
 	}
 	debug.FreeOSMemory() // deriving keys took much
@@ -218,7 +230,7 @@ func listeners(c *cli.Context, x *exports, activated []net.Listener) (out []net.
 		out = append(out, l)
 	}
 	if address := c.String("listen"); address != "" {
-		l, err := listenTCP(address)
+		l, err := listenTCP(address, x.tls)
 		if err != nil {
 			return out, err
 		}
@@ -262,7 +274,7 @@ func whileServing(ctx, serving context.Context, env *cliutil.Env, c *cli.Context
 			if script != "" {
 				break
 			}
-			if _, err := fmt.Fprintln(env.Stdout, uri(l, name)); err != nil {
+			if _, err := fmt.Fprintln(env.Stdout, x.uriAt(l, name)); err != nil {
 				return fmt.Errorf("write uri: %w", err)
 			}
 		}
@@ -273,9 +285,9 @@ func whileServing(ctx, serving context.Context, env *cliutil.Env, c *cli.Context
 			return fmt.Errorf("write pid file: %w", err)
 		}
 	}
-	notify(env.Log, daemon.SdNotifyReady+"\nSTATUS=serving "+uri(listeners[0], names[0]))
+	notify(env.Log, daemon.SdNotifyReady+"\nSTATUS=serving "+x.uriAt(listeners[0], names[0]))
 	if script != "" {
-		return runCommand(ctx, listeners[0], uri(listeners[0], names[0]), names[0], script)
+		return runCommand(ctx, listeners[0], x.uriAt(listeners[0], names[0]), names[0], script)
 	}
 	if isDaemon() {
 		uuid := x.stores[0].st.UUID().String()

@@ -28,7 +28,7 @@ type activated struct {
 
 // socketActivation takes over systemd's sockets. What is served on TCP is as little
 // encrypted as with --listen, so the same addresses are refused.
-func socketActivation() (a activated, err error) {
+func socketActivation(secure bool) (a activated, err error) {
 	defer func() {
 		if err != nil {
 			a.close()
@@ -41,10 +41,10 @@ func socketActivation() (a activated, err error) {
 		if listenErr != nil {
 			return a, cliutil.WithHint(fmt.Errorf("socket %s of systemd: %w", name, listenErr), "it must be a ListenStream= with Accept=no")
 		}
-		if t, ok := l.Addr().(*net.TCPAddr); ok && !t.IP.IsLoopback() {
+		if t, ok := l.Addr().(*net.TCPAddr); ok && !t.IP.IsLoopback() && (!secure || name == metricsFD) {
 			l.Close()
 			return a, cliutil.WithHint(cliutil.UsageErrorf("socket %s of systemd: %s is no loopback address: what is served is not encrypted", name, t),
-				"use a unix socket, or 127.0.0.1")
+				"use a unix socket, or 127.0.0.1, or --tls-cert, --tls-key and --tls-ca")
 		}
 		switch {
 		case name != metricsFD:
