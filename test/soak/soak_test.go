@@ -101,8 +101,8 @@ func (d *disk) Status(off, n int64, fn func(length int64, hole, zero bool) bool)
 // only is the list of exports with one device.
 type only struct{ d *disk }
 
-func (o only) List() []nbdsrv.ExportInfo { return []nbdsrv.ExportInfo{{Name: "main"}} }
-func (o only) Open(string) (nbdsrv.Export, func(), error) {
+func (o only) List(*nbdsrv.Client) []nbdsrv.ExportInfo { return []nbdsrv.ExportInfo{{Name: "main"}} }
+func (o only) Open(string, *nbdsrv.Client) (nbdsrv.Export, func(), error) {
 	return nbdsrv.Export{Name: "main", Device: o.d}, func() {}, nil
 }
 
