@@ -20,9 +20,9 @@ import (
 // tasks in that order, and a change waits for lower tickets only: the lowest
 // one outstanding never waits, so all get their turn.
 type served struct {
-	dev   Device
-	refs  int     // guarded by Server.mu
-	conns []*conn // guarded by Server.mu; those that transmit
+	dev      Device
+	refs     int      // guarded by Server.mu
+	siblings siblings // guarded by Server.mu
 
 	failed atomic.Pointer[error] // of the first Flush that failed
 
@@ -123,7 +123,7 @@ func (s *Server) acquire(dev Device) *served {
 			return d
 		}
 	}
-	d := &served{dev: dev, refs: 1}
+	d := &served{dev: dev, refs: 1, siblings: newSiblings()}
 	d.left.L = &d.mu
 	if comparable {
 		s.devices[dev] = d
@@ -135,7 +135,11 @@ func (s *Server) acquire(dev Device) *served {
 func (s *Server) release(d *served) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if d.refs--; d.refs == 0 && reflect.ValueOf(d.dev).Comparable() {
+	if d.refs--; d.refs > 0 {
+		return
+	}
+	d.siblings.close()
+	if reflect.ValueOf(d.dev).Comparable() {
 		delete(s.devices, d.dev)
 	}
 }

@@ -1,6 +1,7 @@
 package nbdsrv
 
 import (
+	"maps"
 	"net"
 	"slices"
 	"time"
@@ -16,17 +17,93 @@ func (c *conn) gone() bool {
 	if c.raw == nil {
 		return false
 	}
-	events := int16(0)
-	if _, ok := c.sock.(*net.TCPConn); ok {
-		events = unix.POLLRDHUP
-	}
 	gone := false
 	err := c.raw.Control(func(fd uintptr) {
-		fds := []unix.PollFd{{Fd: int32(fd), Events: events}}
+		fds := []unix.PollFd{{Fd: int32(fd), Events: c.hangup()}}
 		n, err := unix.Poll(fds, 0)
 		gone = err == nil && n > 0
 	})
 	return err != nil || gone // an error: we have closed it
+}
+
+// hangup is what to ask poll(2) or epoll(7) for, beside what they always report,
+// to be told that the client closed the connection.
+func (c *conn) hangup() int16 {
+	if _, ok := c.sock.(*net.TCPConn); ok {
+		return unix.POLLRDHUP
+	}
+	return 0
+}
+
+// siblings are the connections to one device that transmit. The kernel tells which
+// of them were closed by their clients, so that a new connection need not look at
+// thousands. Server.mu guards them.
+type siblings struct {
+	conns map[uint64]*conn // by id
+	poll  int              // epoll instance that reports hang-ups; -1: there is none
+}
+
+func newSiblings() siblings {
+	poll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		poll = -1 // out of descriptors
+	}
+	return siblings{conns: map[uint64]*conn{}, poll: poll}
+}
+
+func (b *siblings) close() {
+	if b.poll >= 0 {
+		_ = unix.Close(b.poll)
+	}
+}
+
+func (b *siblings) add(c *conn) {
+	b.conns[c.id] = c
+	if c.raw == nil || b.poll < 0 {
+		return
+	}
+	e := unix.EpollEvent{Events: uint32(c.hangup()), Fd: int32(c.id), Pad: int32(c.id >> 32)}
+	ctlErr := unix.EBADF
+	err := c.raw.Control(func(fd uintptr) {
+		ctlErr, _ = unix.EpollCtl(b.poll, unix.EPOLL_CTL_ADD, int(fd), &e).(unix.Errno)
+	})
+	if err != nil || ctlErr != 0 {
+		b.close() // whom it does not know it cannot report: look at all, from now on
+		b.poll = -1
+	}
+}
+
+// remove undoes add. A socket that is closed has left the epoll instance by itself.
+func (b *siblings) remove(c *conn) {
+	delete(b.conns, c.id)
+	if c.raw != nil && b.poll >= 0 {
+		_ = c.raw.Control(func(fd uintptr) { _ = unix.EpollCtl(b.poll, unix.EPOLL_CTL_DEL, int(fd), nil) })
+	}
+}
+
+// suspects are connections among which are all whose client is gone.
+func (b *siblings) suspects() (l []*conn) {
+	if b.poll < 0 {
+		return slices.Collect(maps.Values(b.conns))
+	}
+	for room := 16; ; room = len(b.conns) + 1 {
+		events := make([]unix.EpollEvent, room)
+		n, err := unix.EpollWait(b.poll, events, 0)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return slices.Collect(maps.Values(b.conns))
+		case n == room && room <= len(b.conns):
+			continue // there may be more
+		}
+		for _, e := range events[:n] {
+			if c := b.conns[uint64(uint32(e.Fd))|uint64(uint32(e.Pad))<<32]; c != nil {
+				l = append(l, c)
+			}
+		}
+		return l
+	}
 }
 
 // succeed is called before c serves its first request. A client that closed one
@@ -55,12 +132,13 @@ func (c *conn) succeed() {
 	}
 }
 
-// join adds c to the connections of its device, and returns those before it.
-func (s *Server) join(c *conn) (before []*conn) {
+// join adds c to the connections of its device, and returns those before it whose
+// client may be gone.
+func (s *Server) join(c *conn) []*conn {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	before = slices.Clone(c.shared.conns)
-	c.shared.conns = append(c.shared.conns, c)
+	before := c.shared.siblings.suspects()
+	c.shared.siblings.add(c)
 	return before
 }
 
@@ -68,7 +146,5 @@ func (s *Server) join(c *conn) (before []*conn) {
 func (s *Server) leave(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	d := c.shared
-	i := slices.Index(d.conns, c)
-	d.conns = slices.Delete(d.conns, i, i+1)
+	c.shared.siblings.remove(c)
 }
