@@ -24,6 +24,7 @@ type Env struct {
 	Stderr  io.Writer
 	Log     *slog.Logger
 
+	talk     *slog.Logger // with --log-format json takes all that is said; else nil
 	quiet    bool
 	verbose  bool
 	progress string
@@ -40,13 +41,21 @@ func (e *Env) Verbose() bool { return e.verbose }
 
 // Say writes a line of talk to stderr, unless -q was given.
 func (e *Env) Say(format string, args ...any) {
-	if !e.quiet {
+	switch {
+	case e.quiet:
+	case e.talk != nil:
+		e.talk.Info(fmt.Sprintf(format, args...))
+	default:
 		fmt.Fprintf(e.Stderr, format+"\n", args...)
 	}
 }
 
 // Warn writes a warning to stderr, also with -q.
 func (e *Env) Warn(format string, args ...any) {
+	if e.talk != nil {
+		e.talk.Warn(fmt.Sprintf(format, args...))
+		return
+	}
 	fmt.Fprintf(e.Stderr, "%s: warning: %s\n", e.Program, fmt.Sprintf(format, args...))
 }
 
@@ -157,6 +166,7 @@ func (e *Env) Configure(c *cli.Context) error {
 		e.Log = slog.New(slog.NewTextHandler(e.Stderr, opts))
 	case "json":
 		e.Log = slog.New(slog.NewJSONHandler(e.Stderr, opts))
+		e.talk = slog.New(slog.NewJSONHandler(e.Stderr, nil))
 	default:
 		return UsageErrorf("--log-format=%s: use text or json", f)
 	}
@@ -184,7 +194,7 @@ func Main(app *cli.App, argv []string) int {
 		defer stop()
 		err = app.RunContext(ctx, args)
 	}
-	printError(env.Stderr, app.Name, err)
+	env.printError(err)
 	return ExitCode(err)
 }
 
@@ -249,16 +259,22 @@ func withSignals(parent context.Context) (context.Context, context.CancelFunc) {
 	}
 }
 
-// printError writes "program: what: why" and, on a second line, a hint.
-func printError(w io.Writer, program string, err error) {
+// printError writes "program: what: why" and, on a second line, a hint; with
+// --log-format json an object.
+func (e *Env) printError(err error) {
 	var quiet silent
 	var status ExitStatus
 	if err == nil || errors.As(err, &quiet) || errors.As(err, &status) {
 		return
 	}
-	fmt.Fprintf(w, "%s: %s\n", program, oneLine(err.Error()))
-	if hint := adviceOn(err); hint != "" {
-		fmt.Fprintf(w, "hint: %s\n", hint)
+	text, hint := oneLine(err.Error()), adviceOn(err)
+	if e.talk != nil {
+		e.talk.Error(text, "hint", hint)
+		return
+	}
+	fmt.Fprintf(e.Stderr, "%s: %s\n", e.Program, text)
+	if hint != "" {
+		fmt.Fprintf(e.Stderr, "hint: %s\n", hint)
 	}
 }
 

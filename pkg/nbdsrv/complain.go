@@ -47,16 +47,25 @@ func (l *logLimit) admit() (unlogged int, ok bool) {
 	return unlogged, true
 }
 
-// ended logs the end of a connection: a violation or a negotiation that took
-// too long once and aloud, what may happen to any client for debugging only.
-func (c *conn) ended(phase string, err error) {
+// negotiationFailed logs that a negotiation came to nothing: a violation, or one that
+// took too long, aloud, what may happen to any client for debugging only.
+func (c *conn) negotiationFailed(err error) {
 	var v violation
-	slow := phase == "negotiation" && errors.Is(err, os.ErrDeadlineExceeded) && !c.srv.closing()
+	slow := errors.Is(err, os.ErrDeadlineExceeded) && !c.srv.closing()
 	if slow || errors.As(err, &v) {
-		c.complain(phase+" ended", err)
+		c.complain("negotiation ended", err)
 		return
 	}
-	c.log.Debug(phase+" ended", "error", err)
+	c.log.Debug("negotiation ended", "error", err)
+}
+
+// transmissionEnded logs the end of a transmission, and a violation that was its cause aloud.
+func (c *conn) transmissionEnded(err error) {
+	var v violation
+	if errors.As(err, &v) {
+		c.complain("transmission ended", err)
+	}
+	c.log.Debug("client left", "cause", c.end, "after", time.Since(c.since).Round(time.Millisecond))
 }
 
 // refused logs the first request of the connection that was refused.

@@ -54,6 +54,7 @@ type conn struct {
 	id    uint64    // of this server's connections
 	peer  string    // how it is named
 	since time.Time // of the accept
+	end   string    // why, for the log; the receiving goroutine's own
 
 	transmitting bool // guarded by srv.mu
 	// What Stats tells of a client, guarded by srv.mu; counts is nil until the
@@ -174,6 +175,7 @@ func (c *conn) finish(err error) error {
 	if !orderly {
 		c.cut(err)
 	}
+	defer func() { c.end = c.endCause(err, shutdown) }()
 	c.mu.Lock()
 	for c.requests > 0 || c.workers > 0 || c.flushing {
 		c.change.Wait()
@@ -192,6 +194,22 @@ func (c *conn) finish(err error) error {
 		return cause
 	}
 	return nil
+}
+
+// endCause says in the log's words why a connection ended.
+func (c *conn) endCause(err error, shutdown bool) string {
+	c.mu.Lock()
+	cause := c.cause
+	c.mu.Unlock()
+	switch {
+	case cause != nil:
+		return cause.Error() // the first one: it was cut
+	case shutdown:
+		return "server shuts down"
+	case errors.Is(err, io.EOF):
+		return "client closed the connection"
+	}
+	return err.Error()
 }
 
 // linger keeps a connection that the server ends from being reset by bytes

@@ -21,7 +21,7 @@ import (
 // Clients that mean harm, or are broken enough to do it: they end or are
 // bounded, they cost one line in the log, and others are served meanwhile.
 
-// logbook collects what a server logs at level warn and above.
+// logbook collects what a server logs.
 type logbook struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -39,6 +39,7 @@ func (l *logbook) lines() []string {
 	return strings.Split(strings.TrimSuffix(l.text.String(), "\n"), "\n")
 }
 
+// logger logs warnings and errors.
 func (l *logbook) logger() *slog.Logger {
 	return slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{Level: slog.LevelWarn}))
 }

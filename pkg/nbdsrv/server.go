@@ -161,9 +161,9 @@ func (s *Server) run(c *conn) error {
 	if !s.beginTransmission(c, ses) {
 		return ErrServerClosed
 	}
-	c.log.Debug("transmission begins", "headers", ses.mode.String())
+	c.log.Debug("client connected", "headers", ses.mode.String(), "read_only", c.isReadOnly)
 	err = c.transmit(ses)
-	c.ended("transmission", err)
+	c.transmissionEnded(err)
 	return err
 }
 

@@ -1,7 +1,13 @@
 package nbdsrv_test
 
 import (
+	"context"
 	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -244,5 +250,42 @@ func TestLatency(t *testing.T) {
 	l.Sub(&earlier)
 	if l != earlier {
 		t.Errorf("%v and %v", l, earlier)
+	}
+}
+
+// TestLogOfAClient finds who came, to what, and why it left.
+func TestLogOfAClient(t *testing.T) {
+	for _, tt := range []struct {
+		name, cause string
+		leave       func(*server, *client)
+	}{
+		{"disconnect", "client disconnected", func(_ *server, c *client) { c.request(cDisc, 0, 0, 0, 0, nil) }},
+		{"close", "client closed the connection", func(_ *server, c *client) { _ = c.Close() }},
+		{"garbage", "bad request magic", func(_ *server, c *client) { c.send(make([]byte, 28)) }},
+		{"shutdown", "server shuts down", func(s *server, c *client) {
+			go func() { _, _ = io.Copy(io.Discard, c); _ = c.Close() }()
+			_ = s.Shutdown(context.Background())
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			log := &logbook{}
+			s, _ := serveRAM(t, nbdsrv.Config{Log: slog.New(slog.NewJSONHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))}, 1<<20)
+			c := s.connect(t, "main", true)
+			c.do(cRead, 0, 0, 512, nil)
+			tt.leave(s, c)
+			want := []string{`"client connected"`, `"client left"`, tt.cause, `"export":"main"`, fmt.Sprintf(`"peer":"pid %d uid %d"`, os.Getpid(), os.Getuid())}
+			var missing string
+			for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+				text := strings.Join(log.lines(), "\n")
+				i := slices.IndexFunc(want, func(w string) bool { return !strings.Contains(text, w) })
+				if missing = ""; i < 0 {
+					break
+				}
+				missing = want[i]
+			}
+			if missing != "" {
+				t.Errorf("the log lacks %s:\n%s", missing, strings.Join(log.lines(), "\n"))
+			}
+		})
 	}
 }

@@ -288,7 +288,7 @@ func (c *conn) logRefused(err error) error {
 	case errors.As(err, &failure):
 		c.complain("TLS handshake failed", failure.err)
 	default:
-		c.ended("negotiation", err)
+		c.negotiationFailed(err)
 	}
 	c.srv.failed.Add(1)
 	return err

@@ -1,7 +1,6 @@
 package nbdsrv_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/binary"
@@ -221,24 +220,6 @@ func TestItem30NoTLSRequiredInVain(t *testing.T) {
 	c.expectReply(oGo, rPolicy, nil)
 }
 
-// logLines collects what a server logs.
-type logLines struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *logLines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(p)
-}
-
-func (l *logLines) lines() []string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Split(strings.TrimSuffix(l.buf.String(), "\n"), "\n")
-}
-
 func TestItem31Versions(t *testing.T) {
 	ca := newAuthority(t)
 	cfg := ca.forced()
@@ -274,7 +255,7 @@ func TestItem31Versions(t *testing.T) {
 // TestItem31FailedHandshake: it ends the session, with one line in the log.
 func TestItem31FailedHandshake(t *testing.T) {
 	ca, other := newAuthority(t), newAuthority(t)
-	var log logLines
+	var log logbook
 	cfg := ca.forced()
 	cfg.TLS().ClientAuth = tls.RequireAndVerifyClientCert
 	cfg.Log = slog.New(slog.NewTextHandler(&log, nil))
