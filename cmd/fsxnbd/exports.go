@@ -34,6 +34,7 @@ type exports struct {
 	readOnly bool
 	tls      *tlsServing // nil: no TLS
 	allow    allowList   // --tls-allow
+	kernel   kernelRisk
 	log      *slog.Logger
 }
 
@@ -142,6 +143,7 @@ func (x *exports) Open(name string, client *nbdsrv.Client) (nbdsrv.Export, func(
 			return nbdsrv.Export{}, nil, err
 		}
 	}
+	x.kernel.warn(x.log, "/sys/module/nbd", "/sys/block/nbd0")
 	e, leave, err := x.open(name)
 	if err != nil && !errors.Is(err, nbdsrv.ErrUnknownExport) && !errors.Is(err, cliutil.ErrInUse) {
 		x.log.Error("export refused", "export", name, "err", err)
@@ -216,10 +218,8 @@ func (x *exports) check(env *cliutil.Env, want need) error {
 		}
 		opened += n
 	}
-	for _, name := range x.only {
-		if !slices.ContainsFunc(x.list(true), func(e nbdsrv.ExportInfo) bool { return e.Name == name }) {
-			return cliutil.Errorf(cliutil.ErrNotFound, "--export %s: no such volume or snapshot", name)
-		}
+	if err := x.checkNames("--export", x.only); err != nil {
+		return err
 	}
 	if want == noExport {
 		return nil
@@ -229,6 +229,16 @@ func (x *exports) check(env *cliutil.Env, want need) error {
 	}
 	if opened == 0 {
 		return first
+	}
+	return nil
+}
+
+// checkNames finds out whether the exports that an option names exist.
+func (x *exports) checkNames(option string, names []string) error {
+	for _, name := range names {
+		if !slices.ContainsFunc(x.list(true), func(e nbdsrv.ExportInfo) bool { return e.Name == name }) {
+			return cliutil.Errorf(cliutil.ErrNotFound, "%s %s: no such volume or snapshot", option, name)
+		}
 	}
 	return nil
 }

@@ -31,7 +31,10 @@ func runCommand(ctx context.Context, l net.Listener, uri, export, script string)
 	} else if socket, err := filepath.Abs(l.Addr().String()); err == nil {
 		cmd.Env = append(cmd.Env, "nbd=nbd:unix:"+socket, "unixsocket="+socket, "port=")
 	}
-	err := cmd.Run()
+	err := startOrdinary(cmd)
+	if err == nil {
+		err = cmd.Wait()
+	}
 	var exit *exec.ExitError
 	switch {
 	case err == nil:

@@ -104,6 +104,7 @@ func runServe(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 		return err
 	}
 	debug.FreeOSMemory() // deriving keys took much
+	x.kernel.becomeFlusher(env.Log)
 	listeners, err := listeners(c, x, sockets.clients)
 	if err != nil {
 		return err

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+)
+
+// Flags of include/linux/sched.h that PR_SET_IO_FLUSHER sets (kernel/sys.c).
+const (
+	memallocNoIO  = 0x00080000
+	localThrottle = 0x00100000
+	flusherFlags  = memallocNoIO | localThrottle
+)
+
+// taskFlags are a task's flags, field 9 of proc_pid_stat(5).
+func taskFlags(t *testing.T, stat string) uint64 {
+	t.Helper()
+	b, err := os.ReadFile(stat)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+		return flusherFlags // the thread is gone
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(b), ") ") // behind the program's name
+	fields := strings.Fields(rest)
+	flags, err := strconv.ParseUint(fields[6], 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return flags
+}
+
+// TestEveryThreadIsAFlusher makes many threads before and after, and a command that
+// must not be one.
+func TestEveryThreadIsAFlusher(t *testing.T) {
+	if os.Getenv("FSXNBD_TEST_FLUSHER") == "" { // threads stay what they are: in a process of its own
+		cmd := exec.Command(os.Args[0], "-test.run=^TestEveryThreadIsAFlusher$", "-test.v")
+		cmd.Env = append(os.Environ(), "FSXNBD_TEST_FLUSHER=1")
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		if strings.Contains(string(out), "NOT TESTED") {
+			t.Skipf("%s", out)
+		}
+		return
+	}
+	busy := func(n int) (release func()) {
+		var ready, end sync.WaitGroup
+		hold := make(chan struct{})
+		for range n {
+			ready.Add(1)
+			end.Add(1)
+			go func() {
+				defer end.Done()
+				runtime.LockOSThread()
+				ready.Done()
+				<-hold
+			}()
+		}
+		ready.Wait()
+		return func() { close(hold); end.Wait() }
+	}
+	defer busy(20)()
+	err := setFlusher()
+	if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOTSUP) {
+		t.Skipf("NOT TESTED: %v: it takes CAP_SYS_RESOURCE and a program built without cgo", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy(20)()
+	threads, err := filepath.Glob("/proc/self/task/*/stat")
+	if err != nil || len(threads) < 40 {
+		t.Fatalf("%d threads, %v", len(threads), err)
+	}
+	for _, stat := range threads {
+		if f := taskFlags(t, stat); f&flusherFlags != flusherFlags {
+			t.Errorf("%s has flags %#x", stat, f)
+		}
+	}
+	cmd := exec.Command("sleep", "60")
+	if err := startOrdinary(cmd); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	if f := taskFlags(t, fmt.Sprintf("/proc/%d/stat", cmd.Process.Pid)); f&flusherFlags != 0 {
+		t.Errorf("a command has flags %#x", f)
+	}
+}
+
+func TestKernelRiskIsToldOnce(t *testing.T) {
+	for _, tt := range []struct {
+		why    error
+		module string
+		want   int
+	}{
+		{nil, t.TempDir(), 0},
+		{syscall.EPERM, "/nonexistent", 0}, // no client of the kernel's can be there
+		{syscall.EPERM, t.TempDir(), 1},
+	} {
+		var log bytes.Buffer
+		r := &kernelRisk{why: tt.why}
+		for range 3 {
+			r.warn(slog.New(slog.NewTextHandler(&log, nil)), tt.module, tt.module)
+		}
+		if n := strings.Count(log.String(), "level=WARN"); n != tt.want {
+			t.Errorf("%v, %s: %d warnings, want %d", tt.why, tt.module, n, tt.want)
+		}
+	}
+}
