@@ -32,10 +32,12 @@ type exports struct {
 	stores   []*served
 	only     []string // --export; empty: all
 	readOnly bool
-	tls      *tlsServing // nil: no TLS
-	allow    allowList   // --tls-allow
-	kernel   kernelRisk
-	log      *slog.Logger
+	// readOnlyExports cannot be changed by clients; commands can change them.
+	readOnlyExports []string    // --read-only-export
+	tls             *tlsServing // nil: no TLS
+	allow           allowList   // --tls-allow
+	kernel          kernelRisk
+	log             *slog.Logger
 }
 
 // names are the volumes of a store and their snapshots; of those whose key is not
@@ -168,7 +170,7 @@ func (x *exports) open(name string) (nbdsrv.Export, func(), error) {
 		}
 		e := nbdsrv.Export{
 			Name: x.name(s, vol), Description: s.path + ":" + vol,
-			Device: device{v}, ReadOnly: x.readOnly || v.ReadOnly(),
+			Device: device{v}, ReadOnly: x.readOnly || v.ReadOnly() || slices.Contains(x.readOnlyExports, x.name(s, vol)),
 		}
 		return e, sync.OnceFunc(func() { done(); leave() }), nil
 	}
@@ -219,6 +221,9 @@ func (x *exports) check(env *cliutil.Env, want need) error {
 		opened += n
 	}
 	if err := x.checkNames("--export", x.only); err != nil {
+		return err
+	}
+	if err := x.checkNames("--read-only-export", x.readOnlyExports); err != nil {
 		return err
 	}
 	if want == noExport {

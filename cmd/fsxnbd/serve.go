@@ -34,6 +34,7 @@ func serveCommand() *cli.Command {
 			&cli.StringFlag{Name: "socket", Usage: "`PATH` of the unix socket (default: in the run directory)"},
 			&cli.StringFlag{Name: "listen", Usage: "also listen on `HOST:PORT`; without TLS a loopback address"},
 			&cli.BoolFlag{Name: "read-only", Usage: "refuse all changes"},
+			&cli.StringSliceFlag{Name: "read-only-export", Usage: "refuse changes of the export `NAME`; may be repeated"},
 			&cli.StringSliceFlag{Name: "export", Usage: "serve only the export `NAME`; may be repeated"},
 			&cli.StringFlag{Name: "metrics", Usage: "answer Prometheus on `ADDRESS`: a loopback HOST:PORT or unix:PATH"},
 			&cli.BoolFlag{Name: "no-keys", Usage: "start without keys; fsxnbd key add gives them"},
@@ -135,7 +136,7 @@ func runServe(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 // openStores opens every store and tries the given keys on each. A store that
 // they do not open is kept, so that clients are told why.
 func openStores(ctx context.Context, env *cliutil.Env, c *cli.Context) (x *exports, err error) {
-	x = &exports{only: c.StringSlice("export"), readOnly: c.Bool("read-only"), log: env.Log}
+	x = &exports{only: c.StringSlice("export"), readOnly: c.Bool("read-only"), readOnlyExports: c.StringSlice("read-only-export"), log: env.Log}
 	defer func() {
 		if err != nil {
 			x.close()
