@@ -67,9 +67,6 @@ func (r *running) startMetrics(env *cliutil.Env, address string, activated net.L
 	}
 	l, err := listenMetrics(address)
 	if err != nil {
-		for _, l := range r.listeners {
-			l.Close()
-		}
 		return nil, err
 	}
 	if l.Addr().Network() == "tcp" {

@@ -113,6 +113,9 @@ func runServe(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 	r := newRunning(env, c.App.Version, x, listeners)
 	endMetrics, err := r.startMetrics(env, c.String("metrics"), sockets.metrics)
 	if err != nil {
+		for _, l := range listeners {
+			l.Close() // and remove our socket
+		}
 		return err
 	}
 	defer endMetrics()

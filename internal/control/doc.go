@@ -19,5 +19,6 @@
 // An answer without a last line is one that the server did not live to finish. A
 // client that closes its connection cancels the operation. The v1 in the path is
 // the protocol's version; hello tells it, and the server's own. The operation uri
-// tells where a volume or a snapshot can be read by NBD.
+// tells where a volume or a snapshot can be read by NBD, server/status what the
+// server does, of all stores that it serves.
 package control
