@@ -264,7 +264,7 @@ func TestHostileLengths(t *testing.T) {
 			}
 		}
 		runtime.ReadMemStats(&after)
-		if grown := after.TotalAlloc - before.TotalAlloc; grown > 4<<20 {
+		if grown := after.TotalAlloc - before.TotalAlloc; grown > 4<<20 && !raceEnabled { // which makes pools drop what they hold
 			t.Errorf("%s: %d MiB were allocated", headers, grown>>20)
 		}
 		c.alive()
