@@ -120,6 +120,9 @@ func (s schemas) checkObject(node map[string]any, v map[string]any, path, file s
 	for key, value := range v {
 		p, ok := props[key].(map[string]any)
 		if !ok {
+			p, ok = node["additionalProperties"].(map[string]any)
+		}
+		if !ok {
 			// Fields may be added; the schema must tell of them all the same.
 			return fmt.Errorf("%s: field %q is not in the schema", path, key)
 		}
