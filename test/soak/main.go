@@ -21,7 +21,7 @@ import (
 const silence = 60 * time.Second
 
 type options struct {
-	socket, export, profile string
+	socket, export, metrics string
 	pid                     int
 	requests                int64
 	seconds                 int
@@ -35,7 +35,7 @@ func main() {
 	flag.StringVar(&o.socket, "socket", "", "the server's unix socket")
 	flag.StringVar(&o.export, "export", "main", "the export; all its content is overwritten, and it must be new (all zeros)")
 	flag.IntVar(&o.pid, "pid", 0, "the server's process, to be watched")
-	flag.StringVar(&o.profile, "profile", "", "HOST:PORT of the server's profiler, for the number of goroutines")
+	flag.StringVar(&o.metrics, "metrics", "", "the socket of the server's metrics, for the number of goroutines")
 	flag.Int64Var(&o.requests, "requests", 100_000_000, "how many requests, 0 for no limit")
 	flag.IntVar(&o.seconds, "seconds", 0, "how long at the most, 0 for no limit")
 	flag.IntVar(&o.connections, "connections", 4, "how many connections")
@@ -56,7 +56,7 @@ func run(o options, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	watched := &process{dir: filepath.Join("/proc", strconv.Itoa(o.pid)), profile: o.profile}
+	watched := &process{dir: filepath.Join("/proc", strconv.Itoa(o.pid)), metrics: o.metrics}
 	if o.pid == 0 {
 		watched.dir = "/proc/self"
 	}

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -33,7 +35,7 @@ func (h health) String() string {
 // process is a server that is watched from outside.
 type process struct {
 	dir     string // /proc/PID
-	profile string // address of its profiler, or empty
+	metrics string // socket of its metrics (fsxnbd serve --metrics), or empty
 }
 
 func (p *process) health() (h health, err error) {
@@ -69,14 +71,17 @@ func statusField(status, name string) int64 {
 	return 0
 }
 
-var goroutineTotal = regexp.MustCompile(`^goroutine profile: total (\d+)`)
+var goroutineTotal = regexp.MustCompile(`(?m)^go_goroutines (\d+)$`)
 
 func (p *process) goroutines() (int, error) {
-	if p.profile == "" {
+	if p.metrics == "" {
 		return -1, nil
 	}
-	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-	reply, err := client.Get("http://" + p.profile + "/debug/pprof/goroutine?debug=1")
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", p.metrics)
+	}
+	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
+	reply, err := client.Get("http://server/metrics")
 	if err != nil {
 		return -1, err
 	}
@@ -84,7 +89,7 @@ func (p *process) goroutines() (int, error) {
 	text, err := io.ReadAll(io.LimitReader(reply.Body, 1<<20))
 	found := goroutineTotal.FindSubmatch(text)
 	if err != nil || found == nil {
-		return -1, fmt.Errorf("no number of goroutines in the profile: %v", err)
+		return -1, fmt.Errorf("no number of goroutines in the metrics: %v", err)
 	}
 	return strconv.Atoi(string(found[1]))
 }
@@ -127,7 +132,7 @@ func judgeMemory(samples []sample, length time.Duration) (second, last int64, er
 // work than before it.
 const (
 	fileSlack      = 128
-	goroutineSlack = 2 // of the profiler
+	goroutineSlack = 2 // of who answers for the metrics
 	leaveTime      = 15 * time.Second
 )
 
