@@ -119,7 +119,7 @@ func reportRestored(env *cliutil.Env, c *cli.Context, path string, r volume.Rest
 		env.Say("%s: the data keys of %s %s", path, strings.Join(r.Bags, ", "), done)
 	}
 	if r.Nothing() {
-		env.Say("%s: the backup has nothing that the store has not", path)
+		env.Say("%s: the backup has nothing that the store needs", path)
 	}
 	if len(r.Lost) > 0 {
 		env.Warn("%s: the keys of %s are lost", path, strings.Join(r.Lost, ", "))

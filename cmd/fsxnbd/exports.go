@@ -71,6 +71,9 @@ func opened[D nbdsrv.Device](d D, leave func(), err error) (nbdsrv.Device, func(
 
 // split finds the store and the volume that an export's name means.
 func (x *exports) split(name string) (*served, string, bool) {
+	if name == "" && len(x.only) == 1 {
+		name = x.only[0]
+	}
 	if len(x.stores) == 1 {
 		if name == "" {
 			name = cliutil.DefaultVolume
@@ -133,6 +136,11 @@ func (x *exports) told() (names []string) {
 	for _, e := range x.list(false) {
 		names = append(names, e.Name)
 	}
+	// A clone with an early name does not change what is told first.
+	first := x.name(x.stores[0], cliutil.DefaultVolume)
+	if i := slices.Index(names, first); i > 0 {
+		names = slices.Insert(slices.Delete(names, i, i+1), 0, first)
+	}
 	return names
 }
 
@@ -141,12 +149,15 @@ func (x *exports) told() (names []string) {
 func (x *exports) Open(name string, client *nbdsrv.Client) (nbdsrv.Export, func(), error) {
 	if s, vol, ok := x.split(name); ok {
 		if err := x.allow.check(x.name(s, vol), client); err != nil {
-			x.log.Warn("export is not for this client", "export", name, "peer", client.Addr, "client", client.Names())
+			x.log.Warn("export is not for this client", "export", x.name(s, vol), "peer", client.Addr, "client", client.Names())
 			return nbdsrv.Export{}, nil, err
 		}
 	}
 	x.kernel.warn(x.log, "/sys/module/nbd", "/sys/block/nbd0")
 	e, leave, err := x.open(name)
+	if errors.Is(err, nbdsrv.ErrUnknownExport) {
+		x.log.Debug("no such export", "export", name, "peer", client.Addr)
+	}
 	if err != nil && !errors.Is(err, nbdsrv.ErrUnknownExport) && !errors.Is(err, cliutil.ErrInUse) {
 		x.log.Error("export refused", "export", name, "err", err)
 	}

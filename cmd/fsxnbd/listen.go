@@ -70,13 +70,16 @@ func listenUnix(path string) (net.Listener, error) {
 		return nil, cliutil.UsageErrorf("--socket: %s is longer than the %d bytes of a socket's path", path, maxSocketPath)
 	}
 	if err := removeStale(path); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("--socket: %w", err)
 	}
 	old := unix.Umask(0o177)
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	unix.Umask(old)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("--socket %s: there is no folder %s", path, filepath.Dir(path))
+	}
 	if err != nil {
-		return nil, fmt.Errorf("listen: %w", err)
+		return nil, fmt.Errorf("--socket: %w", err)
 	}
 	l.SetUnlinkOnClose(false)
 	made, err := os.Lstat(path)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -30,7 +31,7 @@ func checkPIDFile(file string) error {
 	}
 	pid, ok := readPID(file)
 	if ok && pid != os.Getpid() && isServer(pid) {
-		return cliutil.WithHint(cliutil.Errorf(cliutil.ErrInUse, "--pid-file: %s is of a server that runs, pid %d", file, pid), "name another file")
+		return cliutil.WithHint(cliutil.Errorf(cliutil.ErrInUse, "--pid-file: %s is of a server that runs, pid %d", file, pid), "end that server, or name another file")
 	}
 	if !ok || !st.Mode().IsRegular() {
 		return cliutil.WithHint(cliutil.UsageErrorf("--pid-file: %s exists and is no pid file", file), "it would be overwritten; name another file")
@@ -46,7 +47,18 @@ func isServer(pid int) bool {
 		return false
 	}
 	ours, err := os.ReadFile("/proc/self/comm")
-	return err == nil && string(theirs) == string(ours)
+	return err == nil && string(theirs) == string(ours) && !isDead(pid)
+}
+
+// isDead says whether a process has ended, and only waits for its parent to take
+// notice: proc_pid_stat(5).
+func isDead(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return true
+	}
+	_, rest, ok := strings.Cut(string(stat[bytes.LastIndexByte(stat, ')')+1:]), " ")
+	return ok && (rest[0] == 'Z' || rest[0] == 'X')
 }
 
 // readPID is the process id in a pid file: a number and a newline.

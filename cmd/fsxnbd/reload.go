@@ -38,7 +38,7 @@ func (r *reloads) run() {
 	defer r.mu.Unlock()
 	for _, h := range r.hooks {
 		if err := h.do(); err != nil {
-			r.log.Error("reload failed", "what", h.what, "err", err)
+			r.log.Error("reload failed; what was in use stays so", "what", h.what, "err", err)
 			continue
 		}
 		r.log.Info("reloaded", "what", h.what)
@@ -71,6 +71,17 @@ func (r *reloads) onHangup(gone func()) (end func()) {
 		close(ch)
 		<-done
 	}
+}
+
+// holdHangup has SIGHUP do nothing until the returned function is called: a server
+// that is not ready yet reads its files anyway.
+func holdHangup() (release func()) {
+	if signal.Ignored(syscall.SIGHUP) {
+		return func() {}
+	}
+	ch := make(chan os.Signal, 1)
+	signal.Notify(ch, syscall.SIGHUP)
+	return func() { signal.Stop(ch) }
 }
 
 // hasTerminal says whether this process has a controlling terminal.

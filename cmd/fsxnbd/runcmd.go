@@ -19,18 +19,15 @@ const commandGrace = 10 * time.Second
 
 // runCommand runs CMD with sh while the server runs. As with nbdkit, $uri is
 // the server's URI, $nbd the same in QEMU's old form, $unixsocket the socket's
-// path and $port the TCP port. CMD's exit code becomes ours.
-func runCommand(ctx context.Context, l net.Listener, uri, export, script string) error {
+// path and $port the TCP port; what there is not is empty. CMD's exit code becomes
+// ours.
+func runCommand(ctx context.Context, listeners []net.Listener, uri, export, script string) error {
 	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", script)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = commandGrace
-	cmd.Env = append(os.Environ(), "uri="+uri, "exportname="+export)
-	if host, port, err := net.SplitHostPort(l.Addr().String()); err == nil && l.Addr().Network() == "tcp" {
-		cmd.Env = append(cmd.Env, "nbd=nbd:"+net.JoinHostPort(host, port), "port="+port, "unixsocket=")
-	} else if socket, err := filepath.Abs(l.Addr().String()); err == nil {
-		cmd.Env = append(cmd.Env, "nbd=nbd:unix:"+socket, "unixsocket="+socket, "port=")
-	}
+	cmd.Env = append(os.Environ(), places(listeners, export)...)
+	cmd.Env = append(cmd.Env, "uri="+uri, "exportname="+export)
 	err := startOrdinary(cmd)
 	if err == nil {
 		err = cmd.Wait()
@@ -45,4 +42,31 @@ func runCommand(ctx context.Context, l net.Listener, uri, export, script string)
 		return cliutil.ExitStatus(exit.ExitCode())
 	}
 	return fmt.Errorf("--run: %w", err)
+}
+
+// places are $nbd, $unixsocket and $port: $nbd is the export at the first listener,
+// the others are the first of their kind.
+func places(listeners []net.Listener, export string) []string {
+	var nbd, socket, port string
+	for _, l := range listeners {
+		at := ""
+		if _, p, err := net.SplitHostPort(l.Addr().String()); err == nil && l.Addr().Network() == "tcp" {
+			at = "nbd:" + l.Addr().String()
+			if port == "" {
+				port = p
+			}
+		} else if path, err := filepath.Abs(l.Addr().String()); err == nil {
+			at = "nbd:unix:" + path
+			if socket == "" {
+				socket = path
+			}
+		}
+		if nbd == "" {
+			nbd = at
+		}
+	}
+	if nbd != "" && export != "" {
+		nbd += ":exportname=" + export
+	}
+	return []string{"nbd=" + nbd, "unixsocket=" + socket, "port=" + port}
 }

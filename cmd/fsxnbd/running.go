@@ -19,6 +19,7 @@ type running struct {
 	srv       *nbdsrv.Server
 	exports   *exports
 	listeners []net.Listener
+	told      []net.Listener // of these, those whose URIs are told
 	version   string
 	started   time.Time
 	reloads   reloads // what SIGHUP does

@@ -41,6 +41,7 @@ func serveCommand() *cli.Command {
 			&cli.BoolFlag{Name: "require-all-keys", Usage: "do not start unless every volume opens"},
 			&cli.StringFlag{Name: "run", Usage: "run the shell command `CMD` with $uri, $nbd, $unixsocket, and end with it"},
 			&cli.StringFlag{Name: "pid-file", Usage: "write the process id to `FILE` when ready"},
+			&cli.BoolFlag{Name: "exit-with-parent", Usage: "end when the process that started the server has ended"},
 			&cli.BoolFlag{Name: "daemon", Usage: "go on in the background when ready; the log goes to the run directory"},
 		}, append(tlsFlags(), cliutil.OpenKeyFlags()...)...),
 		Action: cliutil.Action(1, -1, objectOfServe, runServe),
@@ -68,9 +69,18 @@ func runServe(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 		}
 		return startDaemon(env)
 	}
+	if c.Bool("exit-with-parent") {
+		if c.Bool("daemon") {
+			return cliutil.UsageErrorf("--exit-with-parent and --daemon exclude each other")
+		}
+		if err := endWithParent(); err != nil {
+			return fmt.Errorf("--exit-with-parent: %w", err)
+		}
+	}
 	if err := checkPIDFile(c.String("pid-file")); err != nil {
 		return err
 	}
+	defer holdHangup()()
 	allow, err := parseAllow(c.StringSlice("tls-allow"))
 	if err != nil {
 		return err
@@ -111,6 +121,9 @@ func runServe(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 		return err
 	}
 	r := newRunning(env, c.App.Version, x, listeners)
+	// Who gave us the sockets knows where they are, and our stdout may be for data:
+	// nbdcopy -- [ fsxnbd serve ... ] -
+	r.told = listeners[:len(listeners)-len(sockets.clients)]
 	endMetrics, err := r.startMetrics(env, c.String("metrics"), sockets.metrics)
 	if err != nil {
 		for _, l := range listeners {
@@ -274,7 +287,7 @@ func whileServing(ctx, serving context.Context, env *cliutil.Env, c *cli.Context
 	x, listeners := r.exports, r.listeners
 	names := x.told()
 	script := c.String("run")
-	for _, l := range listeners {
+	for _, l := range r.told {
 		for _, name := range names {
 			if script != "" {
 				break
@@ -292,7 +305,7 @@ func whileServing(ctx, serving context.Context, env *cliutil.Env, c *cli.Context
 	}
 	notify(env.Log, daemon.SdNotifyReady+"\nSTATUS=serving "+x.uriAt(listeners[0], names[0]))
 	if script != "" {
-		return runCommand(ctx, listeners[0], x.uriAt(listeners[0], names[0]), names[0], script)
+		return runCommand(ctx, listeners, x.uriAt(listeners[0], names[0]), names[0], script)
 	}
 	if isDaemon() {
 		uuid := x.stores[0].st.UUID().String()

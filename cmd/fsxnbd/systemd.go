@@ -76,10 +76,17 @@ func isActivated() bool {
 // notify tells systemd how we are: sd_notify(3). Without one that listens it does
 // nothing.
 func notify(log *slog.Logger, state string) {
-	if _, err := daemon.SdNotify(false, state); err != nil {
+	_, err := daemon.SdNotify(false, state)
+	switch {
+	case err == nil:
+		unheard.Store(false)
+	case !unheard.Swap(true):
 		log.Warn("systemd is not told", "state", state, "err", err)
 	}
 }
+
+// unheard is set while systemd does not take what it is told, which is logged once.
+var unheard atomic.Bool
 
 // notifyReloading is what a service with Type=notify-reload says when SIGHUP came;
 // it says READY=1 when that is done.

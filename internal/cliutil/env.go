@@ -194,8 +194,22 @@ func Main(app *cli.App, argv []string) int {
 		defer stop()
 		err = app.RunContext(ctx, args)
 	}
+	if env.Log == nil && asksJSON(argv) { // the options were not understood
+		env.talk = slog.New(slog.NewJSONHandler(env.Stderr, nil))
+	}
 	env.printError(err)
 	return ExitCode(err)
+}
+
+// asksJSON says whether the words of a command line that was not understood ask for
+// a log of objects.
+func asksJSON(argv []string) bool {
+	for i, word := range argv {
+		if word == "--log-format=json" || word == "--log-format" && i+1 < len(argv) && argv[i+1] == "json" {
+			return true
+		}
+	}
+	return false
 }
 
 // prepare sets what is the same for every app, so that cli itself prints
@@ -269,6 +283,10 @@ func (e *Env) printError(err error) {
 	}
 	text, hint := oneLine(err.Error()), adviceOn(err)
 	if e.talk != nil {
+		if hint == "" {
+			e.talk.Error(text)
+			return
+		}
 		e.talk.Error(text, "hint", hint)
 		return
 	}

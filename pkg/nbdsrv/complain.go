@@ -86,6 +86,10 @@ func (c *conn) complain(what string, err error, args ...any) {
 	}
 	c.complained = true
 	if unlogged, ok := c.srv.complaints.admit(); ok {
-		c.log.Warn(what, append(args, "error", err, "unlogged", unlogged)...)
+		args = append(args, "error", err)
+		if unlogged > 0 {
+			args = append(args, "unlogged", unlogged)
+		}
+		c.log.Warn(what, args...)
 	}
 }
