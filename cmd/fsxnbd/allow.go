@@ -39,11 +39,16 @@ func parseAllow(values []string) (list allowList, err error) {
 // covers says whether the rule is about an export. One that names no snapshot is
 // about those of its volumes, too: they hold the same data.
 func (r allowRule) covers(export string) bool {
-	if !strings.Contains(r.exports, "@") {
-		export, _, _ = strings.Cut(export, "@")
+	volume := export
+	if i := strings.LastIndexByte(export, '@'); i > strings.LastIndexByte(export, ':') {
+		volume = export[:i] // a store's name may hold @, those of volumes and snapshots not
 	}
-	ok, err := path.Match(r.exports, export)
-	return ok && err == nil
+	for _, name := range []string{export, volume} {
+		if ok, err := path.Match(r.exports, name); name == r.exports || ok && err == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // isPattern says whether the rule may be about several exports.

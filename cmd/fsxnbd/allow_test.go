@@ -53,6 +53,18 @@ func TestAllowList(t *testing.T) {
 			}
 		}
 	}
+	odd, err := parseAllow([]string{"w@h:main=bob", "e[1]:main=bob", "w@h:day@x=bob"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, export := range []string{"w@h:main", "w@h:main@snap", "e[1]:main", "e[1]:main@snap", "w@h:day@x"} {
+		if odd.check(export, with("alice")) == nil || odd.check(export, with("bob")) != nil {
+			t.Errorf("%s is not bob's alone", export)
+		}
+	}
+	if odd.check("w@h:day", with("alice")) != nil {
+		t.Error("a rule for a snapshot is for its volume")
+	}
 	for _, export := range []string{"other", "mains", "vm", "b:main", "main2@vm-1"} {
 		for _, client := range []*nbdsrv.Client{with("nobody"), {UID: -1}} {
 			if err := list.check(export, client); err != nil {

@@ -61,13 +61,13 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 			ch <- prometheus.NewInvalidMetric(metricFree, fmt.Errorf("%s: %w", s.path, err))
 			continue
 		}
-		collectStore(ch, s.base, stats)
+		collectStore(ch, strings.ToValidUTF8(s.base, "?"), stats)
 		n, err := c.allocatedBy(s)
 		if err != nil {
 			ch <- prometheus.NewInvalidMetric(metricAllocated, fmt.Errorf("%s: %w", s.path, err))
 			continue
 		}
-		gauge(ch, metricAllocated, float64(n), s.base)
+		gauge(ch, metricAllocated, float64(n), strings.ToValidUTF8(s.base, "?"))
 	}
 }
 

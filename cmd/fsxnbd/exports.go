@@ -37,6 +37,7 @@ type exports struct {
 	tls             *tlsServing // nil: no TLS
 	allow           allowList   // --tls-allow
 	kernel          kernelRisk
+	refusals        logLimit // of clients
 	log             *slog.Logger
 }
 
@@ -117,7 +118,7 @@ func (x *exports) list(locked bool) (out []nbdsrv.ExportInfo) {
 		}
 		for _, v := range names {
 			if name := x.name(s, v); x.allowed(name) {
-				out = append(out, nbdsrv.ExportInfo{Name: name, Description: s.path + ":" + v})
+				out = append(out, nbdsrv.ExportInfo{Name: name, Description: s.base + ":" + v})
 			}
 		}
 	}
@@ -133,8 +134,16 @@ func (x *exports) told() (names []string) {
 	case len(x.stores) == 1:
 		return []string{""}
 	}
-	for _, e := range x.list(false) {
-		names = append(names, e.Name)
+	for _, locked := range []bool{false, true} { // without any key, those that keys will open
+		for _, e := range x.list(locked) {
+			names = append(names, e.Name)
+		}
+		if len(names) > 0 {
+			break
+		}
+	}
+	if len(names) == 0 {
+		return []string{""}
 	}
 	// A clone with an early name does not change what is told first.
 	first := x.name(x.stores[0], cliutil.DefaultVolume)
@@ -149,20 +158,33 @@ func (x *exports) told() (names []string) {
 func (x *exports) Open(name string, client *nbdsrv.Client) (nbdsrv.Export, func(), error) {
 	if s, vol, ok := x.split(name); ok {
 		if err := x.allow.check(x.name(s, vol), client); err != nil {
-			x.log.Warn("export is not for this client", "export", x.name(s, vol), "peer", client.Addr, "client", client.Names())
+			if x.refusals.admit() {
+				x.log.Warn("export is not for this client", "export", short(x.name(s, vol)), "peer", client.Addr, "client", client.Names())
+			}
 			return nbdsrv.Export{}, nil, err
 		}
 	}
 	x.kernel.warn(x.log, "/sys/module/nbd", "/sys/block/nbd0")
 	e, leave, err := x.open(name)
-	if errors.Is(err, nbdsrv.ErrUnknownExport) {
-		x.log.Debug("no such export", "export", name, "peer", client.Addr)
+	if errors.Is(err, nbdsrv.ErrUnknownExport) && x.refusals.admit() {
+		x.log.Debug("no such export", "export", short(name), "peer", client.Addr)
 	}
-	if err != nil && !errors.Is(err, nbdsrv.ErrUnknownExport) && !errors.Is(err, cliutil.ErrInUse) {
-		x.log.Error("export refused", "export", name, "err", err)
+	if err != nil && !errors.Is(err, nbdsrv.ErrUnknownExport) && !errors.Is(err, cliutil.ErrInUse) && x.refusals.admit() {
+		x.log.Error("export refused", "export", short(name), "err", err)
 	}
 	return e, leave, err
 }
+
+// short cuts a name that a client sent.
+func short(name string) string {
+	if len(name) > longestName {
+		name = name[:longestName] + "..."
+	}
+	return name
+}
+
+// longestName is longer than any export's: a store's, a volume's and a snapshot's.
+const longestName = 255 + 2*64
 
 // open is Open, which does not log why it does not.
 func (x *exports) open(name string) (nbdsrv.Export, func(), error) {
@@ -180,7 +202,7 @@ func (x *exports) open(name string) (nbdsrv.Export, func(), error) {
 			x.log.Warn("export is read-only; --expect-id makes it writable", "export", x.name(s, vol), "err", d.Distrusted())
 		}
 		e := nbdsrv.Export{
-			Name: x.name(s, vol), Description: s.path + ":" + vol,
+			Name: x.name(s, vol), Description: s.base + ":" + vol,
 			Device: device{v}, ReadOnly: x.readOnly || v.ReadOnly() || slices.Contains(x.readOnlyExports, x.name(s, vol)),
 		}
 		return e, sync.OnceFunc(func() { done(); leave() }), nil

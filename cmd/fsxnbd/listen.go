@@ -63,23 +63,23 @@ func tidyRunDirectory(uuid string) {
 	os.Remove(dir)
 }
 
-// listenUnix listens on a socket that only this user can connect to. A socket
+// listenUnix listens on the socket of an option: one that only this user can connect to. A socket
 // that a dead server left is removed; one that somebody listens on is ErrInUse.
-func listenUnix(path string) (net.Listener, error) {
+func listenUnix(option, path string) (net.Listener, error) {
 	if len(path) > maxSocketPath {
-		return nil, cliutil.UsageErrorf("--socket: %s is longer than the %d bytes of a socket's path", path, maxSocketPath)
+		return nil, cliutil.UsageErrorf("%s: %s is longer than the %d bytes of a socket's path", option, path, maxSocketPath)
 	}
 	if err := removeStale(path); err != nil {
-		return nil, fmt.Errorf("--socket: %w", err)
+		return nil, fmt.Errorf("%s: %w", option, err)
 	}
 	old := unix.Umask(0o177)
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	unix.Umask(old)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("--socket %s: there is no folder %s", path, filepath.Dir(path))
+		return nil, fmt.Errorf("%s %s: there is no folder %s", option, path, filepath.Dir(path))
 	}
 	if err != nil {
-		return nil, fmt.Errorf("--socket: %w", err)
+		return nil, fmt.Errorf("%s: %w", option, err)
 	}
 	l.SetUnlinkOnClose(false)
 	made, err := os.Lstat(path)

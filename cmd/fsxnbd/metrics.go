@@ -23,6 +23,9 @@ const (
 	metricsTimeout = 10 * time.Second
 	// healthTimeout is how long a server may take to show that it works.
 	healthTimeout = 5 * time.Second
+	// metricsConns is how many may ask at a time; others wait to be accepted. Each
+	// takes a descriptor, which the stores need, too.
+	metricsConns = 16
 )
 
 // listenMetrics listens on --metrics: HOST:PORT of the loopback, or unix:PATH.
@@ -30,7 +33,7 @@ const (
 // machine.
 func listenMetrics(address string) (net.Listener, error) {
 	if path, ok := strings.CutPrefix(address, "unix:"); ok {
-		return listenUnix(path)
+		return listenUnix("--metrics", path)
 	}
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
@@ -84,7 +87,7 @@ func (r *running) serveMetrics(l net.Listener, log *slog.Logger) (end func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		if err := s.Serve(limitConns(l, metricsConns)); !errors.Is(err, http.ErrServerClosed) {
 			log.Error("metrics are not served any more", "err", err)
 		}
 	}()

@@ -40,7 +40,7 @@ func startServer(t *testing.T) *running {
 	}
 	log := slog.New(slog.DiscardHandler)
 	x := &exports{stores: []*served{{path: path, base: "a", st: st}}, log: log}
-	l, err := listenUnix(filepath.Join(t.TempDir(), "s"))
+	l, err := listenUnix("--metrics", filepath.Join(t.TempDir(), "s"))
 	if err != nil {
 		t.Fatal(err)
 	}

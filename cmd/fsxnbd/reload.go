@@ -7,6 +7,7 @@ import (
 	"os/signal"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 )
@@ -69,7 +70,10 @@ func (r *reloads) onHangup(gone func()) (end func()) {
 	return func() {
 		signal.Stop(ch)
 		close(ch)
-		<-done
+		select {
+		case <-done:
+		case <-time.After(time.Second): // a file system that hangs does not keep us from ending
+		}
 	}
 }
 

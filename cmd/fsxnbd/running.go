@@ -28,7 +28,7 @@ type running struct {
 
 // newRunning makes the server; serve runs it.
 func newRunning(env *cliutil.Env, version string, x *exports, listeners []net.Listener) *running {
-	cfg := nbdsrv.Config{Exports: x, Log: env.Log, Memory: payloadMemory, ConnMemory: payloadMemory}
+	cfg := nbdsrv.Config{Exports: x, Log: env.Log, Memory: payloadMemory, ConnMemory: payloadMemory, MaxConns: clientLimit(env.Log)}
 	r := &running{exports: x, listeners: listeners, version: version, started: time.Now(),
 		reloads: reloads{log: env.Log}, stopping: func() {}}
 	if x.tls != nil {

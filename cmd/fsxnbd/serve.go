@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"syscall"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -69,6 +72,9 @@ func runServe(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 		}
 		return startDaemon(env)
 	}
+	// Who reads our log may end before us. To be told of it, rather than to ignore it,
+	// is what commands of --run do not inherit.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	if c.Bool("exit-with-parent") {
 		if c.Bool("daemon") {
 			return cliutil.UsageErrorf("--exit-with-parent and --daemon exclude each other")
@@ -152,7 +158,7 @@ func runServe(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 // openStores opens every store and tries the given keys on each. A store that
 // they do not open is kept, so that clients are told why.
 func openStores(ctx context.Context, env *cliutil.Env, c *cli.Context) (x *exports, err error) {
-	x = &exports{only: c.StringSlice("export"), readOnly: c.Bool("read-only"), readOnlyExports: c.StringSlice("read-only-export"), log: env.Log}
+	x = &exports{only: c.StringSlice("export"), readOnly: c.Bool("read-only"), readOnlyExports: c.StringSlice("read-only-export"), refusals: logLimit{most: 10}, log: env.Log}
 	defer func() {
 		if err != nil {
 			x.close()
@@ -241,7 +247,7 @@ func listeners(c *cli.Context, x *exports, activated []net.Listener) (out []net.
 		socket = filepath.Join(dir, socketName)
 	}
 	if socket != "" {
-		l, err := listenUnix(socket)
+		l, err := listenUnix("--socket", socket)
 		if err != nil {
 			return nil, err
 		}
@@ -253,6 +259,11 @@ func listeners(c *cli.Context, x *exports, activated []net.Listener) (out []net.
 			return out, err
 		}
 		out = append(out, l)
+	}
+	for _, l := range activated {
+		if x.tls != nil && sharing(l) != nobody {
+			x.tls.shared = append(x.tls.shared, l.Addr().String())
+		}
 	}
 	return append(out, activated...), nil
 }

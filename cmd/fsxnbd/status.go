@@ -5,6 +5,7 @@ import (
 	"errors"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/fsximg/fsx/internal/cliutil"
@@ -143,4 +144,10 @@ func (w *watcher) look(ctx context.Context) error {
 }
 
 // shortPath is a store's name where its path would be too long.
-func shortPath(path string) string { return filepath.Base(path) }
+func shortPath(path string) string {
+	name := filepath.Base(path)
+	if quoted := strconv.QuoteToGraphic(name); quoted[1:len(quoted)-1] != name {
+		return quoted // it is for a terminal
+	}
+	return name
+}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -35,7 +36,7 @@ func socketActivation(secure bool) (a activated, err error) {
 		}
 	}()
 	for _, f := range activation.Files(true) {
-		l, listenErr := net.FileListener(f)
+		l, listenErr := listenerOf(f)
 		name := f.Name()
 		f.Close() // l has its own
 		if listenErr != nil {
@@ -45,6 +46,11 @@ func socketActivation(secure bool) (a activated, err error) {
 			l.Close()
 			return a, cliutil.WithHint(cliutil.UsageErrorf("socket %s of systemd: %s is no loopback address: what is served is not encrypted", name, t),
 				"use a unix socket, or 127.0.0.1, or --tls-cert, --tls-key and --tls-ca")
+		}
+		if who := sharing(l); !secure && who == everybody && l.Addr().Network() == "unix" && name != metricsFD {
+			l.Close()
+			return a, cliutil.WithHint(cliutil.UsageErrorf("socket %s of systemd: everybody on this machine may connect to it", name),
+				"SocketMode=0600 in the .socket unit, or 0660 and SocketGroup=; or --tls-cert, --tls-key and --tls-ca")
 		}
 		switch {
 		case name != metricsFD:
@@ -57,6 +63,20 @@ func socketActivation(secure bool) (a activated, err error) {
 		}
 	}
 	return a, nil
+}
+
+// listenerOf is the listener of a socket that listens.
+func listenerOf(f *os.File) (net.Listener, error) {
+	for _, want := range []struct{ option, value int }{{unix.SO_TYPE, unix.SOCK_STREAM}, {unix.SO_ACCEPTCONN, 1}} {
+		got, err := unix.GetsockoptInt(int(f.Fd()), unix.SOL_SOCKET, want.option)
+		if err != nil {
+			return nil, err
+		}
+		if got != want.value {
+			return nil, errors.New("it does not listen")
+		}
+	}
+	return net.FileListener(f)
 }
 
 func (a *activated) close() {

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -36,7 +37,8 @@ type tlsFiles struct{ cert, key, ca string }
 // safe for concurrent use.
 type tlsServing struct {
 	files    tlsFiles
-	required bool // on unix sockets, too
+	required bool     // on unix sockets, too
+	shared   []string // unix sockets that others can connect to; not changed once there are clients
 	log      *slog.Logger
 	config   atomic.Pointer[tls.Config] // never nil, and what it points to is not changed
 }
@@ -67,10 +69,10 @@ func tlsOf(env *cliutil.Env, c *cli.Context) (*tlsServing, error) {
 	return t, nil
 }
 
-// requires says whether clients that came to a must use TLS: all but those of
-// unix sockets, which only this user can connect to.
+// requires says whether clients that came to a must use TLS: all but those of unix
+// sockets that only this user can connect to.
 func (t *tlsServing) requires(a net.Addr) bool {
-	return t != nil && (t.required || a.Network() != "unix")
+	return t != nil && (t.required || a.Network() != "unix" || slices.Contains(t.shared, a.String()))
 }
 
 // requiresOf is requires for a connection.
@@ -98,9 +100,9 @@ func (t *tlsServing) load() error {
 
 // certificate reads the server's certificate and its key.
 func (f tlsFiles) certificate() (tls.Certificate, error) {
-	certPEM, err := os.ReadFile(f.cert)
+	certPEM, err := readPEM(f.cert, 0)
 	if err != nil {
-		return tls.Certificate{}, fmt.Errorf("--tls-cert %s: %w", f.cert, bare(err))
+		return tls.Certificate{}, fmt.Errorf("--tls-cert %s: %w", f.cert, err)
 	}
 	keyPEM, err := readPrivate(f.key)
 	if err != nil {
@@ -116,32 +118,44 @@ func (f tlsFiles) certificate() (tls.Certificate, error) {
 
 // readPrivate reads a private key's file. Nobody else may read it, except that a
 // file of root's may be for a group, as distributions have them.
-func readPrivate(path string) ([]byte, error) {
-	f, err := os.Open(path)
+func readPrivate(path string) ([]byte, error) { return readPEM(path, 0o077) }
+
+// longestPEM is longer than any file with certificates.
+const longestPEM = 4 << 20
+
+// readPEM reads an ordinary file, of which forbidden are the bits of its mode that
+// must not be set. Anything else than a file could keep a server waiting that has
+// clients.
+func readPEM(path string, forbidden fs.FileMode) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, bare(err)
 	}
 	defer f.Close()
 	st, err := f.Stat()
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, bare(err)
+	case !st.Mode().IsRegular():
+		return nil, errors.New("it is no ordinary file")
+	case st.Size() > longestPEM:
+		return nil, fmt.Errorf("more than %d bytes", longestPEM)
 	}
-	forbidden := fs.FileMode(0o077)
 	if sys, ok := st.Sys().(*syscall.Stat_t); ok && sys.Uid == 0 {
-		forbidden = 0o037
+		forbidden &^= 0o040
 	}
-	if st.Mode().IsRegular() && st.Mode().Perm()&forbidden != 0 {
+	if st.Mode().Perm()&forbidden != 0 {
 		return nil, cliutil.WithHint(fmt.Errorf("others may read it (mode %04o)", st.Mode().Perm()), "chmod 600 %s", path)
 	}
-	p, err := io.ReadAll(f)
+	p, err := io.ReadAll(io.LimitReader(f, longestPEM))
 	return p, bare(err)
 }
 
 // authorities reads the certificates of those who sign clients' certificates.
 func authorities(path string) (*x509.CertPool, error) {
-	pem, err := os.ReadFile(path)
+	pem, err := readPEM(path, 0)
 	if err != nil {
-		return nil, fmt.Errorf("--tls-ca %s: %w", path, bare(err))
+		return nil, fmt.Errorf("--tls-ca %s: %w", path, err)
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(pem) {

@@ -119,8 +119,8 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 func (s *Server) start(nc net.Conn) {
 	c, err := s.addConn(nc)
 	if err != nil {
-		<-s.handshakes
 		_ = nc.Close()
+		go s.refuse(err)
 		return
 	}
 	go func() { _ = s.run(c) }()
@@ -138,11 +138,26 @@ func (s *Server) ServeConn(nc net.Conn) error {
 	}
 	c, err := s.addConn(nc)
 	if err != nil {
-		<-s.handshakes
 		_ = nc.Close()
+		s.refuse(err)
 		return err
 	}
 	return s.run(c)
+}
+
+var errTooMany = errors.New("nbdsrv: too many connections")
+
+// refuse logs that a connection was not taken, without any lock and in no
+// listener's goroutine: a log may stand still. It gives back the handshake slot
+// first.
+func (s *Server) refuse(err error) {
+	<-s.handshakes
+	if err != errTooMany {
+		return
+	}
+	if unlogged, ok := s.complaints.admit(); ok {
+		s.cfg.Log.Warn("too many connections", "limit", s.cfg.MaxConns, "unlogged", unlogged)
+	}
 }
 
 // run is a connection's life: negotiation, transmission, end. It gives back
@@ -237,10 +252,7 @@ func (s *Server) addConn(nc net.Conn) (*conn, error) {
 	case len(s.conns) >= s.cfg.MaxConns:
 		s.accepted++
 		s.tooMany++
-		if unlogged, ok := s.complaints.admit(); ok {
-			s.cfg.Log.Warn("too many connections", "limit", s.cfg.MaxConns, "unlogged", unlogged)
-		}
-		return nil, errors.New("nbdsrv: too many connections")
+		return nil, errTooMany
 	}
 	if err := nc.SetDeadline(time.Now().Add(s.cfg.HandshakeTimeout)); err != nil {
 		return nil, err
