@@ -47,16 +47,18 @@ func (l *logLimit) admit() (unlogged int, ok bool) {
 	return unlogged, true
 }
 
-// negotiationFailed logs that a negotiation came to nothing: a violation, or one that
-// took too long, aloud, what may happen to any client for debugging only.
-func (c *conn) negotiationFailed(err error) {
+// negotiationFailed logs that a negotiation came to nothing and says whether the
+// client is to blame: a violation, or one that took too long, is logged aloud; that
+// a client went away, which may happen to any, for debugging only.
+func (c *conn) negotiationFailed(err error) (blamed bool) {
 	var v violation
 	slow := errors.Is(err, os.ErrDeadlineExceeded) && !c.srv.closing()
 	if slow || errors.As(err, &v) {
 		c.complain("negotiation ended", err)
-		return
+		return true
 	}
 	c.log.Debug("negotiation ended", "error", err)
+	return false
 }
 
 // transmissionEnded logs the end of a transmission, and a violation that was its cause aloud.

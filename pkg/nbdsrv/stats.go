@@ -130,7 +130,7 @@ type Stats struct {
 	Negotiating int           // connections that are not clients yet
 	Accepted    uint64        // connections
 	TooMany     uint64        // of them were closed because there were MaxConns
-	Failed      uint64        // of them ended in their negotiation, against the protocol
+	Failed      uint64        // of them broke the protocol in their negotiation, failed at TLS, or took too long
 	Memory      int64         // bytes of payload in flight
 	MemoryLimit int64         // Config.Memory
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"slices"
 	"strings"
@@ -194,6 +195,33 @@ func TestStatsNegotiations(t *testing.T) {
 	if st := s.Stats(); st.TooMany != 1 || st.Accepted != 4 {
 		t.Errorf("%d of %d connections were too many", st.TooMany, st.Accepted)
 	}
+}
+
+// TestStatsComeAndGo: who only looks whether somebody listens, or is cut off in its
+// negotiation, has broken nothing.
+func TestStatsComeAndGo(t *testing.T) {
+	s := serveOn(t, nbdsrv.Config{HandshakeTimeout: 300 * time.Millisecond}, newExports(), "tcp", "127.0.0.1:0")
+	for _, say := range []func(c *client){
+		func(*client) {},
+		func(c *client) { c.send(be32(3)) },
+		func(c *client) { c.send(be32(3), be64(magicOption)) },
+		func(c *client) { c.send(be32(3), be64(magicOption), be32(oInfo), be32(100), make([]byte, 10)) },
+		func(c *client) { c.send(be32(3), be64(magicOption), be32(oInfo), be32(1<<20), make([]byte, 10)) },
+	} {
+		for _, linger := range []int{-1, 0} { // a FIN, a RST
+			c := s.dial(t)
+			say(c)
+			_ = c.Conn.(*net.TCPConn).SetLinger(linger)
+			_ = c.Close()
+		}
+	}
+	s.hello(t, 3).expectEnd() // took too long
+	statsOf(t, s, func(st nbdsrv.Stats) error {
+		if st.Failed != 1 || st.Negotiating != 0 || st.Accepted != 11 {
+			return fmt.Errorf("%d of %d negotiations failed, %d go on", st.Failed, st.Accepted, st.Negotiating)
+		}
+		return nil
+	})
 }
 
 // TestStatsForgetExports has more exports come and go than are remembered.

@@ -278,19 +278,22 @@ func (c *conn) writeRecords(first []byte, list taskList) error {
 	return err
 }
 
-// logRefused tells the log why a negotiation came to nothing, and returns the
-// error that ServeConn has for it.
+// logRefused tells the log why a negotiation came to nothing, counts it if the
+// client broke the protocol, and returns the error that ServeConn has for it.
 func (c *conn) logRefused(err error) error {
-	var failure *tlsFailure
-	switch {
-	case errors.Is(err, errEnd):
+	if errors.Is(err, errEnd) {
 		return nil
-	case errors.As(err, &failure):
-		c.complain("TLS handshake failed", failure.err)
-	default:
-		c.negotiationFailed(err)
 	}
-	c.srv.failed.Add(1)
+	var failure *tlsFailure
+	blamed := true
+	if errors.As(err, &failure) {
+		c.complain("TLS handshake failed", failure.err)
+	} else {
+		blamed = c.negotiationFailed(err)
+	}
+	if blamed {
+		c.srv.failed.Add(1)
+	}
 	return err
 }
 
