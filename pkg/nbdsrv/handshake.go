@@ -12,8 +12,11 @@ import (
 
 // Bounds of a negotiation.
 const (
-	// maxOptions is how many options a client may send.
-	maxOptions = 64
+	// maxOptions is how many options a client may send. One that looks at
+	// every export sends two for each; the deadline ends it all the same.
+	maxOptions = 4096
+	// maxOptionBytes is how much data all of them together may have.
+	maxOptionBytes = 64 << 20
 	// maxOptionLen is the longest data of an option that is looked at, except
 	// the meta context options'.
 	maxOptionLen = 8 << 10
@@ -46,6 +49,7 @@ type handshake struct {
 	fixed    bool // the client negotiated fixed newstyle
 	noZeroes bool
 	buf      []byte
+	received int64 // bytes of options' data
 
 	agreed
 
@@ -180,9 +184,12 @@ func (h *handshake) readOption() (opt option, refusal uint32, err error) {
 	if opt.id == optListMeta || opt.id == optSetMeta {
 		limit = maxMetaLen
 	}
+	h.received += int64(n)
 	switch {
 	case n > maxDrain:
 		return opt, 0, violated("option %d with %d bytes of data", opt.id, n)
+	case h.received > maxOptionBytes:
+		return opt, 0, violated("options with %d bytes of data", h.received)
 	case n > limit:
 		_, err = h.br.Discard(int(n))
 		return opt, repErrTooBig, err

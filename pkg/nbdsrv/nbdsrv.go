@@ -175,8 +175,8 @@ type Config struct {
 	// HandshakeTimeout bounds the whole negotiation, that of TLS included.
 	// Default 10 s.
 	HandshakeTimeout time.Duration
-	// MaxHandshakes bounds connections in negotiation; further ones wait
-	// to be accepted. Default 100.
+	// MaxHandshakes bounds connections in negotiation of each listener, and
+	// those of ServeConn; further ones wait to be accepted. Default 100.
 	MaxHandshakes int
 	// MaxConns bounds all connections; further ones are closed. Default 4096.
 	MaxConns int

@@ -2,6 +2,7 @@ package nbdsrv_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"net"
@@ -99,10 +100,23 @@ func TestItem07HandshakeDeadline(t *testing.T) {
 func TestItem07OptionCount(t *testing.T) {
 	s, _ := serveRAM(t, nbdsrv.Config{}, 1<<20)
 	c := s.hello(t, 3)
-	for i := range 64 {
+	for i := range 4096 {
 		c.option(uint32(100+i), nil)
 		c.expectReply(uint32(100+i), rUnsup, nil)
 	}
+	c.expectEnd()
+}
+
+// TestItem07OptionBytes: many options, each of which is just worth skipping, are
+// not.
+func TestItem07OptionBytes(t *testing.T) {
+	s, _ := serveRAM(t, nbdsrv.Config{}, 1<<20)
+	c := s.hello(t, 3)
+	for range 2 {
+		c.option(99, make([]byte, 32<<20))
+		c.expectReply(99, rTooBig, nil)
+	}
+	c.send(be64(magicOption), be32(99), be32(1))
 	c.expectEnd()
 }
 
@@ -117,6 +131,31 @@ func TestItem07HandshakeCount(t *testing.T) {
 	first.enter("main")
 	_ = third.SetReadDeadline(time.Now().Add(10 * time.Second))
 	third.expect(be64(magicGreeting))
+}
+
+// TestItem07HandshakesOfOthers: negotiations that make no progress on one socket
+// hold up no other, nor ServeConn.
+func TestItem07HandshakesOfOthers(t *testing.T) {
+	s, _ := serveRAM(t, nbdsrv.Config{MaxHandshakes: 2, HandshakeTimeout: time.Minute}, 1<<20)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = s.Serve(context.Background(), ln) }()
+	onTCP := &server{Server: s.Server, addr: ln.Addr(), exports: s.exports}
+	onTCP.hello(t, 3)
+	onTCP.hello(t, 3)
+	third := onTCP.dial(t)
+	_ = third.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	if n, err := third.Read(make([]byte, 1)); n != 0 || !isTimeout(err) {
+		t.Fatalf("a third negotiation began: %v", err)
+	}
+	s.connect(t, "main", true).alive()
+	near, far := net.Pipe()
+	go func() { _ = s.ServeConn(far) }()
+	_ = near.SetDeadline(time.Now().Add(10 * time.Second))
+	defer near.Close()
+	(&client{t: t, Conn: near}).expect(be64(magicGreeting))
 }
 
 func TestItem07ConnCount(t *testing.T) {

@@ -29,7 +29,7 @@ type Server struct {
 	batches    sync.Pool // of *batch
 	tasks      sync.Pool // of *task
 	slots      chan struct{}
-	handshakes chan struct{}
+	handshakes chan struct{} // slots of ServeConn
 	complaints logLimit
 	partial    atomic.Int64 // connections that keep a batch while they wait
 	memory     *semaphore.Weighted
@@ -45,7 +45,7 @@ type Server struct {
 	accepted  uint64 // connections
 	tooMany   uint64
 
-	failed atomic.Uint64 // negotiations
+	failed atomic.Uint64 // negotiations that the client is to blame for
 }
 
 // New makes a server. Nothing runs until Serve or ServeConn.
@@ -71,7 +71,8 @@ func New(cfg Config) *Server {
 
 // Serve accepts connections on ln until ctx is done (it then returns nil),
 // Shutdown begins (ErrServerClosed) or accepting fails for good. It closes ln.
-// Connections outlive it: end them with Shutdown.
+// Connections outlive it: end them with Shutdown. Connections that negotiate
+// are bounded for each listener, so that none holds up the others.
 func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	if !s.addListener(ln) {
 		_ = ln.Close()
@@ -79,10 +80,11 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	}
 	defer s.removeListener(ln)
 	defer context.AfterFunc(ctx, func() { _ = ln.Close() })()
+	handshakes := make(chan struct{}, s.cfg.MaxHandshakes)
 	pause := time.Duration(0)
 	for {
 		select {
-		case s.handshakes <- struct{}{}:
+		case handshakes <- struct{}{}:
 		case <-ctx.Done():
 			return nil
 		case <-s.stop:
@@ -91,10 +93,10 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 		nc, err := ln.Accept()
 		if err == nil {
 			pause = 0
-			s.start(nc)
+			s.start(nc, handshakes)
 			continue
 		}
-		<-s.handshakes
+		<-handshakes
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -115,15 +117,15 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 }
 
 // start runs a connection in its own goroutine. The caller has taken a
-// handshake slot for it.
-func (s *Server) start(nc net.Conn) {
+// slot of handshakes for it.
+func (s *Server) start(nc net.Conn, handshakes <-chan struct{}) {
 	c, err := s.addConn(nc)
 	if err != nil {
 		_ = nc.Close()
-		go s.refuse(err)
+		go s.refuse(err, handshakes)
 		return
 	}
-	go func() { _ = s.run(c) }()
+	go func() { _ = s.run(c, handshakes) }()
 }
 
 // ServeConn serves one connection that was made elsewhere (a socket pair, an
@@ -139,19 +141,19 @@ func (s *Server) ServeConn(nc net.Conn) error {
 	c, err := s.addConn(nc)
 	if err != nil {
 		_ = nc.Close()
-		s.refuse(err)
+		s.refuse(err, s.handshakes)
 		return err
 	}
-	return s.run(c)
+	return s.run(c, s.handshakes)
 }
 
 var errTooMany = errors.New("nbdsrv: too many connections")
 
 // refuse logs that a connection was not taken, without any lock and in no
-// listener's goroutine: a log may stand still. It gives back the handshake slot
+// listener's goroutine: a log may stand still. It gives back the slot of handshakes
 // first.
-func (s *Server) refuse(err error) {
-	<-s.handshakes
+func (s *Server) refuse(err error, handshakes <-chan struct{}) {
+	<-handshakes
 	if err != errTooMany {
 		return
 	}
@@ -161,12 +163,12 @@ func (s *Server) refuse(err error) {
 }
 
 // run is a connection's life: negotiation, transmission, end. It gives back
-// the handshake slot.
-func (s *Server) run(c *conn) error {
+// the slot of handshakes.
+func (s *Server) run(c *conn, handshakes <-chan struct{}) error {
 	defer s.removeConn(c)
 	defer func() { _ = c.nc.Close() }()
 	ses, err := s.negotiate(c)
-	<-s.handshakes
+	<-handshakes
 	if err != nil {
 		return c.logRefused(err)
 	}
