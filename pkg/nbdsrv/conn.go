@@ -25,21 +25,14 @@ const (
 	// scanSize is how much is read at once while large WRITEs come: enough
 	// for some headers, and little payload that has to be copied out.
 	scanSize = 8 << 10
+	// lingerSize is how much is read at once from a client that was told goodbye.
+	lingerSize = 4 << 10
 	// unixSocketBuffer replaces the kernel's default of about 200 KiB.
 	unixSocketBuffer = 1 << 20
-	// maxPartial is how many connections that wait for the rest of a request
-	// may keep their batch meanwhile; further ones keep what they received.
-	maxPartial = 64
 )
 
 // errDisconnect is the end of a transmission by NBD_CMD_DISC.
 var errDisconnect = errors.New("client disconnected")
-
-// batch is the memory of the receiving goroutine while requests are at hand.
-type batch struct {
-	in  [receiveSize]byte
-	out [sendSize + ReadSlack]byte
-}
 
 // conn is one connection. Requests enter through its receiving goroutine
 // (transmit); replies leave under wmu, from that goroutine or from a worker.
@@ -80,7 +73,7 @@ type conn struct {
 	batch   *batch
 	partial bool    // it is one of maxPartial
 	stash   []byte  // in[r:w] while there is no batch
-	first   [1]byte // what an idle connection over TLS reads into
+	first   [1]byte // what an idle connection that is no plain socket reads into
 	r, w    int
 	pos     int
 	tally   tally
@@ -97,7 +90,8 @@ type conn struct {
 	complained     bool         // of the client, by the goroutine that serves it
 	deviceErrors   logLimit     // of its device, by any
 	sendingSince   atomic.Int64 // Unix nanoseconds; 0 if nothing is being sent
-	receivingSince atomic.Int64 // the same of a payload that has a buffer
+	receivingSince atomic.Int64 // the same of a payload that has a buffer, or is skipped
+	hasBatch       atomic.Bool  // tells others of batch
 
 	received chan struct{} // closed when no request will be taken off the socket any more
 	deserted atomic.Bool   // the client has a newer connection: what was not begun must not be
@@ -151,10 +145,12 @@ func (c *conn) transmit(ses *session) error {
 	}
 	c.readOnly = ses.open.export.ReadOnly || c.dev.ReadOnly()
 	c.allowed = allowedFlags(c.mode)
-	c.takeBatch()
-	c.w = copy(c.batch.in[:], ses.early)
+	err := c.needBatch()
+	if err == nil {
+		c.w = copy(c.batch.in[:], ses.early)
+		c.batch.received(c.w)
+	}
 	c.arrived = time.Now()
-	var err error
 	for err == nil {
 		if err = c.serveBatch(); err == nil {
 			if err = c.flush(); err == nil {
@@ -176,6 +172,7 @@ func (c *conn) finish(err error) error {
 		c.cut(err)
 	}
 	defer func() { c.end = c.endCause(err, shutdown) }()
+	c.dropBatch()
 	c.mu.Lock()
 	for c.requests > 0 || c.workers > 0 || c.flushing {
 		c.change.Wait()
@@ -186,10 +183,6 @@ func (c *conn) finish(err error) error {
 		c.linger()
 	}
 	c.cancel()
-	if c.batch != nil {
-		*c.batch = batch{} // what the client read and wrote does not outlive it
-	}
-	c.putBatch()
 	if cause != nil {
 		return cause
 	}
@@ -221,8 +214,9 @@ func (c *conn) linger() {
 		return
 	}
 	_ = c.nc.SetReadDeadline(time.Now().Add(shutdownGrace))
+	var dropped [lingerSize]byte
 	for {
-		if _, err := c.nc.Read(c.batch.in[:]); err != nil {
+		if _, err := c.nc.Read(dropped[:]); err != nil {
 			return
 		}
 	}
@@ -260,20 +254,26 @@ func (c *conn) fill() error {
 		c.w = copy(c.batch.in[:], c.batch.in[c.r:c.w])
 		c.r = 0
 	}
-	if c.gate != nil {
-		return c.fillTLS()
+	if c.srv.batchWaiters.Load() > 0 {
+		c.stashBatch() // it has had its turn
 	}
-	if c.raw == nil {
-		n, err := c.nc.Read(c.free())
-		c.w += n
-		c.arrived = time.Now()
-		return err
+	if c.raw == nil || c.gate != nil {
+		return c.fillParked()
 	}
-	if err := c.raw.Read(c.readFn); err != nil {
-		c.unpark()
-		return err
+	for {
+		if err := c.raw.Read(c.readFn); err != nil {
+			c.unpark()
+			return err
+		}
+		if c.batch != nil {
+			break
+		}
+		if err := c.awaitBatch(); err != nil {
+			return err
+		}
 	}
 	c.w += c.readLen
+	c.batch.received(c.w)
 	c.arrived = time.Now()
 	return c.readErr
 }
@@ -286,9 +286,13 @@ func (c *conn) free() []byte {
 	return c.batch.in[c.w:]
 }
 
-// readReady reads once from the socket; false means that nothing was there.
+// readReady reads once from the socket; false means that nothing was there. It
+// reads nothing, and leaves c.batch nil, if there is no batch to read into.
 func (c *conn) readReady(fd uintptr) bool {
 	c.unpark()
+	if !c.tryBatch() {
+		return true
+	}
 	for {
 		n, err := syscall.Read(int(fd), c.free())
 		switch {
@@ -305,55 +309,6 @@ func (c *conn) readReady(fd uintptr) bool {
 		}
 		c.readLen, c.readErr = 0, err
 		return true
-	}
-}
-
-// park is called before waiting for bytes. A connection that has nothing to do
-// holds no batch; thousands amid a request hold what they were sent.
-func (c *conn) park() {
-	switch {
-	case c.pos != 0:
-	case c.w == 0:
-		c.putBatch()
-	case c.srv.partial.Add(1) <= maxPartial:
-		c.partial = true
-	default:
-		c.srv.partial.Add(-1)
-		c.stash = append([]byte(nil), c.batch.in[c.r:c.w]...)
-		clear(c.batch.in[c.r:c.w])
-		c.putBatch()
-	}
-}
-
-// unpark undoes park.
-func (c *conn) unpark() {
-	if c.partial {
-		c.partial = false
-		c.srv.partial.Add(-1)
-	}
-	c.takeBatch()
-	if c.stash != nil {
-		c.r, c.w = 0, copy(c.batch.in[:], c.stash)
-		clear(c.stash)
-		c.stash = nil
-	}
-}
-
-func (c *conn) takeBatch() {
-	if c.batch != nil {
-		return
-	}
-	if b, ok := c.srv.batches.Get().(*batch); ok {
-		c.batch = b
-		return
-	}
-	c.batch = new(batch)
-}
-
-func (c *conn) putBatch() {
-	if c.batch != nil {
-		c.srv.batches.Put(c.batch)
-		c.batch = nil
 	}
 }
 
@@ -384,12 +339,15 @@ func (c *conn) receive(p []byte) error {
 func (c *conn) skip(n int64) error {
 	have := min(n, int64(c.w-c.r))
 	c.r += int(have)
+	defer c.receivingSince.Store(0)
 	for n -= have; n > 0; {
 		if err := c.flush(); err != nil {
 			return err
 		}
+		c.receivingSince.Store(time.Now().UnixNano())
 		// All of in is free: what was received has been skipped.
 		m, err := c.nc.Read(c.batch.in[:min(n, receiveSize)])
+		c.batch.received(m)
 		n -= int64(m)
 		if err != nil && n > 0 {
 			return fmt.Errorf("payload: %w", err)

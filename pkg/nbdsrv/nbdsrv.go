@@ -19,6 +19,8 @@
 // Memory is bounded: a request that leaves the receiving goroutine, or that is
 // too large for its buffers, is admitted against a budget of its connection
 // and one of the server. Without room the goroutine stops reading its socket.
+// Its buffers are bounded for the server, too; who is served keeps them until its
+// socket is empty, or until others wait for their turn.
 //
 // Source: "The NBD protocol", doc/proto.md of NetworkBlockDevice/nbd, revision
 // 89ba7b5, and for extended headers its branch extension-ext-header, revision
@@ -191,7 +193,9 @@ type Config struct {
 	ConnRequests int
 
 	// Memory bounds the payload bytes in flight of all connections, beyond
-	// ConnReserve for each of them. Default 512 MiB.
+	// ConnReserve for each of them, and their buffers: connections that are
+	// being served take 512 KiB each, at most Memory and 32 MiB together;
+	// further ones wait for their turn. Default 512 MiB.
 	Memory int64
 	// ConnMemory bounds the payload bytes in flight of one connection.
 	// Default 128 MiB.
@@ -200,8 +204,8 @@ type Config struct {
 	// take away. Default 1 MiB.
 	ConnReserve int64
 	// StallTimeout is how long a client may take no replies, or send nothing
-	// of the data it has announced, while they hold Memory that others wait
-	// for; it is cut off then. Without such need no client is ever timed out.
+	// of the data it has announced, while they hold Memory, or buffers, that
+	// others wait for; it is cut off then. Without such need no client is ever timed out.
 	// Default 30 s.
 	StallTimeout time.Duration
 }

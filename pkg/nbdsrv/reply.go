@@ -72,10 +72,13 @@ func (c *conn) replyFailure(r request, f *failure) error {
 
 // makeRoom sees to n free bytes in the send buffer (and the slack behind).
 func (c *conn) makeRoom(n int) error {
-	if c.pos+n <= sendSize {
-		return nil
+	if c.pos+n > sendSize {
+		if err := c.flush(); err != nil {
+			return err
+		}
 	}
-	return c.flush()
+	c.batch.queued(c.pos + n)
+	return nil
 }
 
 // flush sends the queued replies, and what workers have completed.

@@ -33,8 +33,12 @@ type Server struct {
 	complaints logLimit
 	partial    atomic.Int64 // connections that keep a batch while they wait
 	memory     *semaphore.Weighted
-	stop       chan struct{} // closed when Shutdown begins
-	empty      chan struct{} // closed when, after that, no connection is left
+	batchRoom  *semaphore.Weighted // how many batches may be held
+	// Connections that wait for one. Who holds one gives it up then before
+	// it reads on.
+	batchWaiters atomic.Int64
+	stop         chan struct{} // closed when Shutdown begins
+	empty        chan struct{} // closed when, after that, no connection is left
 
 	mu        sync.Mutex // guards the following
 	closed    bool
@@ -60,6 +64,7 @@ func New(cfg Config) *Server {
 		handshakes: make(chan struct{}, cfg.MaxHandshakes),
 		complaints: logLimit{most: complaintsPerSecond},
 		memory:     semaphore.NewWeighted(cfg.Memory),
+		batchRoom:  newBatchRoom(cfg.Memory),
 		stop:       make(chan struct{}),
 		empty:      make(chan struct{}),
 		listeners:  map[net.Listener]struct{}{},

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/semaphore"
 )
 
 const (
@@ -39,33 +41,41 @@ func (c *conn) recheckAfter(held time.Duration) error {
 // be. Memory that only waits for a client to take its replies, or to send what
 // it has announced, is then taken back after StallTimeout, by cutting that
 // client off.
-func (c *conn) borrow(size int64) error {
+func (c *conn) borrow(size int64) error { return c.await(c.srv.memory, size, (*conn).borrows) }
+
+// await takes size of what the connections that hold some of it share, and cuts
+// those of them that stall.
+func (c *conn) await(shared *semaphore.Weighted, size int64, holds func(*conn) bool) error {
 	for {
 		ctx, cancel := context.WithTimeout(c.ctx, c.srv.cfg.StallTimeout)
-		err := c.srv.memory.Acquire(ctx, size)
+		err := shared.Acquire(ctx, size)
 		cancel()
 		if err == nil || c.ctx.Err() != nil {
 			return err
 		}
-		c.srv.cutStalled()
+		c.srv.cutStalled(holds)
 	}
 }
 
-// cutStalled cuts the connections that hold some of the server's budget and
-// whose current send, or payload, has made no progress for StallTimeout.
-func (s *Server) cutStalled() {
+// cutStalled cuts the connections that hold what others wait for and whose
+// current send, or payload, has made no progress for StallTimeout.
+func (s *Server) cutStalled(holds func(*conn) bool) {
 	limit := time.Now().Add(-s.cfg.StallTimeout).UnixNano()
 	var stalled []*conn
 	s.mu.Lock()
 	for c := range s.conns {
-		if (before(&c.sendingSince, limit) || before(&c.receivingSince, limit)) && c.borrows() {
+		if (before(&c.sendingSince, limit) || before(&c.receivingSince, limit)) && holds(c) {
 			stalled = append(stalled, c)
 		}
 	}
 	s.mu.Unlock()
 	for _, c := range stalled {
-		c.log.Warn("connection cut", "error", errStalled)
 		c.cut(errStalled)
+	}
+	for _, c := range stalled { // now that others get on, whatever the log does
+		if unlogged, ok := s.complaints.admit(); ok {
+			c.log.Warn("connection cut", "error", errStalled, "unlogged", unlogged)
+		}
 	}
 }
 

@@ -119,7 +119,7 @@ type ClientStats struct {
 	Headers  string    // of requests and replies: "simple", "structured" or "extended"
 	ReadOnly bool
 	Requests int   // that wait for a worker, for a flush, or to be sent
-	Memory   int64 // bytes of payload that they hold
+	Memory   int64 // bytes of payload that they hold, and of a buffer of replies that is being sent
 	Traffic
 }
 
@@ -131,7 +131,7 @@ type Stats struct {
 	Accepted    uint64        // connections
 	TooMany     uint64        // of them were closed because there were MaxConns
 	Failed      uint64        // of them broke the protocol in their negotiation, failed at TLS, or took too long
-	Memory      int64         // bytes of payload in flight
+	Memory      int64         // of all Clients
 	MemoryLimit int64         // Config.Memory
 }
 
@@ -172,7 +172,7 @@ func (s *Server) Stats() Stats {
 		c.mu.Lock()
 		client := ClientStats{
 			ID: c.id, Peer: c.peer, Export: c.exportName, Since: c.since, Headers: c.headers.String(),
-			ReadOnly: c.isReadOnly, Requests: c.requests, Memory: c.bytes, Traffic: own.traffic(),
+			ReadOnly: c.isReadOnly, Requests: c.requests, Memory: c.bytes + c.untaken(), Traffic: own.traffic(),
 		}
 		c.mu.Unlock()
 		out.Memory += client.Memory

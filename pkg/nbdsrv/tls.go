@@ -216,10 +216,10 @@ func (g *socketGate) Read(p []byte) (n int, err error) {
 	return g.n, nil
 }
 
-// fillTLS is fill over TLS: it waits for bytes and then takes, record by record,
-// what the socket has. A connection that is parked waits with one byte of its own
-// instead of a batch.
-func (c *conn) fillTLS() error {
+// fillParked is fill over TLS, and over what is no plain socket: it waits for
+// bytes and then takes, record by record, what the socket has. A connection that
+// is parked waits with one byte of its own instead of a batch.
+func (c *conn) fillParked() error {
 	c.park()
 	into, parked := c.first[:], c.batch == nil
 	if !parked {
@@ -227,12 +227,19 @@ func (c *conn) fillTLS() error {
 	}
 	n, err := c.nc.Read(into)
 	c.unpark()
+	if n == 0 && err != nil {
+		return err
+	}
+	if err := c.needBatch(); err != nil {
+		return err
+	}
 	if parked {
 		copy(c.free(), into[:n])
 	}
 	c.w += n
+	c.batch.received(c.w)
 	c.arrived = time.Now()
-	if n == 0 {
+	if c.gate == nil || n == 0 {
 		return err
 	}
 	// An error beside bytes, or behind them, comes again at the next Read;
@@ -243,6 +250,7 @@ func (c *conn) fillTLS() error {
 		c.w += n
 	}
 	c.gate.eager = false
+	c.batch.received(c.w)
 	c.arrived = time.Now()
 	return nil
 }
