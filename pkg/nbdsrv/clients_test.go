@@ -311,3 +311,18 @@ func TestClientFio(t *testing.T) {
 		}
 	}
 }
+
+// TestClientQemuListsMany: qemu-nbd asks twice about each export, on one
+// connection.
+func TestClientQemuListsMany(t *testing.T) {
+	run := program(t, "qemu-nbd")
+	exports := newExports()
+	for i := range 100 {
+		exports.add(nbdsrv.Export{Name: fmt.Sprintf("disk%d", i), Device: newRAM(1 << 20)})
+	}
+	s := serve(t, nbdsrv.Config{}, exports)
+	out := run("-L", "-k", s.addr.String())
+	if n := strings.Count(out, "export: 'disk"); n != 100 || !strings.Contains(out, "exports available: 100") {
+		t.Errorf("%d exports are listed:\n%s", n, out)
+	}
+}
