@@ -10,7 +10,7 @@ var (
 	metricConnections = metric("fsx_nbd_connections_total", "Connections that were accepted.")
 	metricRefused     = metric("fsx_nbd_refused_connections_total", "Connections that ended before they were clients: there were too many, or they broke the protocol.", "reason")
 	metricNegotiating = metric("fsx_nbd_negotiating_connections", "Connections that have not chosen an export yet.")
-	metricMemory      = metric("fsx_nbd_memory_bytes", "Payload of requests in flight.")
+	metricMemory      = metric("fsx_nbd_memory_bytes", "Payload of requests in flight, and buffers that wait for clients.")
 	metricMemoryLimit = metric("fsx_nbd_memory_limit_bytes", "What the payload in flight may take, beyond a reserve for each connection.")
 
 	metricClients           = metric("fsx_nbd_clients", "Connected clients.", "export")

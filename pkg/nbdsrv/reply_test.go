@@ -17,11 +17,11 @@ import (
 // comes, a Flush that began after the change has ended. That the volume's Flush
 // survives a power cut is the volume's own test of this item.
 func TestItem57FUAIsDurableBeforeItsReply(t *testing.T) {
-	both(t, func(t *testing.T, c *client, d *ramDevice) {
+	bothSized(t, 1<<20, func(t *testing.T, c *client, d *ramDevice) {
 		var durable atomic.Pointer[[]byte]
 		d.hook(func() { d.onFlush = func() error { p := d.snapshot(); durable.Store(&p); return nil } })
 		want := d.snapshot()
-		for i := range 20 {
+		for i := range 8 {
 			at := uint64(i) * 100_000
 			for _, n := range []uint32{512, 4096, 100_000} { // from the receive buffer and from their own
 				p := pattern(int(n), byte(i+1))
