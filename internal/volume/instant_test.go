@@ -17,6 +17,9 @@ import (
 // in a large volume. The times are no condition; that a deletion frees what only
 // the snapshot had is.
 func TestInstant(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: one goroutine, and it takes long")
+	}
 	blocks := 20_000
 	if os.Getenv("FSX_FULL") != "" {
 		blocks = 2_000_000

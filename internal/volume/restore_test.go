@@ -154,6 +154,9 @@ func TestRestoreOtherStore(t *testing.T) {
 // kills the process: what is there opens as before, or as restored, and restoring
 // again succeeds.
 func TestRestoreInterrupted(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: one goroutine, and it takes long")
+	}
 	for _, op := range []faultfs.Op{faultfs.Create, faultfs.Write, faultfs.Sync} {
 		for skip := range 3 {
 			t.Run(fmt.Sprintf("%s %d", op, skip), func(t *testing.T) {

@@ -102,6 +102,9 @@ func flip(t *testing.T, name string, off int64, bit uint) func() {
 // then is an I/O error, of that block alone, and check finds it; the record
 // that the head names refuses the volume; anything else is dead.
 func TestFlippedBlock(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: one goroutine, and it takes long")
+	}
 	r := rand.New(rand.NewPCG(seedOf(t), 1))
 	path, data := tamperStore(t, r)
 	if o := readTampered(t, path, data); o != (outcome{}) {
