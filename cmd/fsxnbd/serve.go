@@ -60,31 +60,19 @@ func objectOfServe(c *cli.Context) string {
 }
 
 func runServe(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error) {
-	if c.Bool("no-keys") && (c.Bool("require-all-keys") || cliutil.NamesKeys(c)) {
-		return cliutil.UsageErrorf("--no-keys and the options of keys exclude each other")
+	if err := checkServe(c); err != nil {
+		return err
 	}
 	if c.Bool("daemon") && !isDaemon() {
-		if c.String("run") != "" {
-			return cliutil.UsageErrorf("--run and --daemon exclude each other")
-		}
-		if isActivated() {
-			return cliutil.WithHint(cliutil.UsageErrorf("--daemon and sockets of systemd exclude each other"), "Type=notify in the unit does what --daemon is for")
-		}
 		return startDaemon(env)
 	}
 	// Who reads our log may end before us. To be told of it, rather than to ignore it,
 	// is what commands of --run do not inherit.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	if c.Bool("exit-with-parent") {
-		if c.Bool("daemon") {
-			return cliutil.UsageErrorf("--exit-with-parent and --daemon exclude each other")
-		}
 		if err := endWithParent(); err != nil {
 			return fmt.Errorf("--exit-with-parent: %w", err)
 		}
-	}
-	if err := checkPIDFile(c.String("pid-file")); err != nil {
-		return err
 	}
 	defer holdHangup()()
 	allow, err := parseAllow(c.StringSlice("tls-allow"))
@@ -112,8 +100,7 @@ func runServe(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 			err = closeErr
 		}
 	}()
-	uuid := x.stores[0].st.UUID().String()
-	defer tidyRunDirectory(uuid)
+	defer tidyRunDirectory(x.stores[0].st.UUID().String())
 	if err := x.check(env, needOf(c)); err != nil {
 		return err
 	}
@@ -122,6 +109,29 @@ func runServe(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 	}
 	debug.FreeOSMemory() // deriving keys took much
 	x.kernel.becomeFlusher(env.Log)
+	return serveStores(ctx, env, c, x, sockets, func(w *watchdog) { dog = w })
+}
+
+// checkServe refuses options that exclude each other, and a pid file that is none.
+func checkServe(c *cli.Context) error {
+	switch {
+	case c.Bool("no-keys") && (c.Bool("require-all-keys") || cliutil.NamesKeys(c)):
+		return cliutil.UsageErrorf("--no-keys and the options of keys exclude each other")
+	case c.Bool("daemon") && c.String("run") != "":
+		return cliutil.UsageErrorf("--run and --daemon exclude each other")
+	case c.Bool("daemon") && c.Bool("exit-with-parent"):
+		return cliutil.UsageErrorf("--exit-with-parent and --daemon exclude each other")
+	case c.Bool("daemon") && !isDaemon() && isActivated():
+		return cliutil.WithHint(cliutil.UsageErrorf("--daemon and sockets of systemd exclude each other"), "Type=notify in the unit does what --daemon is for")
+	case c.Bool("daemon") && !isDaemon():
+		return nil // the daemon looks at the pid file
+	}
+	return checkPIDFile(c.String("pid-file"))
+}
+
+// serveStores listens, and serves until the context ends or --run's command does.
+// patted is told of the watchdog, which is to be closed when the stores are.
+func serveStores(ctx context.Context, env *cliutil.Env, c *cli.Context, x *exports, sockets activated, patted func(*watchdog)) error {
 	listeners, err := listeners(c, x, sockets.clients)
 	if err != nil {
 		return err
@@ -138,7 +148,8 @@ func runServe(ctx context.Context, env *cliutil.Env, c *cli.Context) (err error)
 		return err
 	}
 	defer endMetrics()
-	dog = startWatchdog(env.Log, r.look)
+	dog := startWatchdog(env.Log, r.look)
+	patted(dog)
 	r.stopping = dog.stop
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
