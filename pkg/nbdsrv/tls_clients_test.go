@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"os"
-	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -143,26 +142,10 @@ func TestTLSIdleConnectionsHoldNoBuffers(t *testing.T) {
 	ca := newAuthority(t)
 	s, _ := serveRAM(t, ca.config(), 1<<20)
 	s.tls = ca.client("")
-	heap := func() int64 {
-		runtime.GC()
-		runtime.GC()
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		return int64(m.HeapAlloc)
-	}
-	before := heap()
-	var all []*client
-	for range conns {
-		c := s.connect(t, "main", true)
-		c.must(cRead, 0, 0, 4096, nil)
-		c.must(cWrite, 0, 0, 4096, pattern(4096, 1))
-		all = append(all, c)
-	}
 	// Both ends are here: twice crypto/tls' buffers and certificates.
-	if per := (heap() - before) / conns; per > 128<<10 {
+	if per := idleCost(t, s, conns); per > 128<<10 {
 		t.Errorf("%d bytes for an idle connection", per)
 	}
-	all[conns-1].alive()
 }
 
 // TestTLSManyAtOnce: requests of several connections, from memory and from
