@@ -82,6 +82,7 @@ type conn struct {
 	readFn  func(fd uintptr) bool
 	readLen int
 	readErr error
+	spin    spinner
 
 	ctx    context.Context // ends when the connection is cut
 	cancel context.CancelFunc
@@ -116,6 +117,7 @@ type conn struct {
 func newConn(s *Server, nc net.Conn) *conn {
 	c := &conn{
 		srv: s, sock: nc, nc: nc, peer: peerName(nc), since: time.Now(), deviceErrors: logLimit{most: 1}, received: make(chan struct{}),
+		spin: spinner{places: s.spinning},
 	}
 	c.log = s.cfg.Log.With("peer", c.peer)
 	c.change.L = &c.mu
@@ -298,15 +300,20 @@ func (c *conn) readReady(fd uintptr) bool {
 		switch {
 		case n > 0:
 			c.readLen, c.readErr = n, nil
+			c.spin.found()
 			return true
 		case err == syscall.EINTR:
 			continue
 		case err == syscall.EAGAIN:
+			if c.spin.again() {
+				continue
+			}
 			c.park()
 			return false
 		case err == nil:
 			err = io.EOF
 		}
+		c.spin.stop()
 		c.readLen, c.readErr = 0, err
 		return true
 	}

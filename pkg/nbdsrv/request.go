@@ -83,6 +83,7 @@ func (c *conn) serveBatch() error {
 			return errGone
 		}
 		c.r += c.requestLen
+		c.spin.requests++
 		if r.cmd == cmdDisc {
 			return errDisconnect
 		}

@@ -31,6 +31,7 @@ type Server struct {
 	slots      chan struct{}
 	handshakes chan struct{} // slots of ServeConn
 	complaints logLimit
+	spinning   *spinPlaces
 	partial    atomic.Int64 // connections that keep a batch while they wait
 	memory     *semaphore.Weighted
 	batchRoom  *semaphore.Weighted // how many batches may be held
@@ -63,6 +64,7 @@ func New(cfg Config) *Server {
 		slots:      make(chan struct{}, cfg.Workers),
 		handshakes: make(chan struct{}, cfg.MaxHandshakes),
 		complaints: logLimit{most: complaintsPerSecond},
+		spinning:   newSpinPlaces(),
 		memory:     semaphore.NewWeighted(cfg.Memory),
 		batchRoom:  newBatchRoom(cfg.Memory),
 		stop:       make(chan struct{}),
