@@ -84,6 +84,8 @@ type conn struct {
 	readErr error
 	spin    spinner
 
+	joined bool // it is among shared.siblings; guarded by srv.mu
+
 	ctx    context.Context // ends when the connection is cut
 	cancel context.CancelFunc
 	dead   atomic.Bool
@@ -234,8 +236,9 @@ func (c *conn) sayGoodbye() {
 	_ = c.sock.SetDeadline(time.Now().Add(shutdownGrace))
 }
 
-// cut ends the connection at once: nothing more is read or sent, and tasks
-// that have not begun are dropped. The first cause is kept.
+// cut ends the connection at once: nothing more is read or sent, and requests
+// that have not begun are dropped. The first cause is kept. The caller does not hold
+// srv.mu.
 func (c *conn) cut(cause error) {
 	c.mu.Lock()
 	if c.cause == nil {
@@ -245,6 +248,7 @@ func (c *conn) cut(cause error) {
 	c.change.Broadcast()
 	c.mu.Unlock()
 	c.cancel()
+	c.srv.closes(c)
 	_ = c.sock.Close()
 }
 

@@ -79,7 +79,7 @@ func (c *conn) serveBatch() error {
 		if r.payload <= inlineMax && c.w-c.r < c.requestLen+int(r.payload) {
 			return nil
 		}
-		if c.deserted.Load() {
+		if c.deserted.Load() || c.dead.Load() {
 			return errGone
 		}
 		c.r += c.requestLen

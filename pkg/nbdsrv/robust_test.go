@@ -389,6 +389,48 @@ func TestItem81QuickReconnect(t *testing.T) {
 	}
 }
 
+// TestItem81CutReconnect is the same with a connection that the server itself closed,
+// because a reply could not be sent.
+func TestItem81CutReconnect(t *testing.T) {
+	s, d := serveRAM(t, nbdsrv.Config{}, 1<<20)
+	reading, writing := newGate(t), newGate(t)
+	d.hook(func() {
+		d.onRead = func(off int64, _ int) error {
+			if off == 4096 {
+				reading.pass()
+			}
+			return nil
+		}
+		d.onWrite = func(off int64, _ int) error {
+			if off == 0 {
+				writing.pass()
+			}
+			return nil
+		}
+	})
+	stale, newer := pattern(4096, 1), pattern(4096, 2)
+	c1 := s.connect(t, "main", false)
+	d.cold.Store(true)
+	c1.request(cRead, 0, 1, 4096, 4096, nil)
+	waitFor(t, "the read to get stuck", func() bool { return reading.waiting.Load() == 1 })
+	d.cold.Store(false)
+	both := append(header(cWrite, 0, 2, 0, 4096), stale...)
+	both = append(append(both, header(cWrite, 0, 3, 8192, 4096)...), stale...)
+	if _, err := c1.Write(both); err != nil { // received together
+		t.Fatal(err)
+	}
+	waitFor(t, "the first write to get stuck", func() bool { return writing.waiting.Load() == 1 })
+	_ = c1.Close()
+	reading.release() // nobody takes the reply
+	time.Sleep(50 * time.Millisecond)
+	time.AfterFunc(100*time.Millisecond, writing.release)
+	c2 := s.connect(t, "main", false)
+	c2.must(cWrite, 0, 8192, 4096, stale) // again
+	c2.must(cWrite, 0, 8192, 4096, newer)
+	waitFor(t, "the first connection to end", func() bool { return s.exports.inUse() == 1 })
+	expectBytes(t, c2.must(cRead, 0, 8192, 4096, nil).data, newer)
+}
+
 // TestItem82Budget: large writes stay within the memory they are allowed, of
 // one connection and of all, by not reading their sockets.
 func TestItem82Budget(t *testing.T) {

@@ -40,6 +40,7 @@ func (c *conn) hangup() int16 {
 // thousands. Server.mu guards them.
 type siblings struct {
 	conns map[uint64]*conn // by id
+	cut   map[uint64]*conn // of these, those whose sockets we closed: epoll has forgotten them
 	poll  int              // epoll instance that reports hang-ups; -1: there is none
 }
 
@@ -48,7 +49,7 @@ func newSiblings() siblings {
 	if err != nil {
 		poll = -1 // out of descriptors
 	}
-	return siblings{conns: map[uint64]*conn{}, poll: poll}
+	return siblings{conns: map[uint64]*conn{}, cut: map[uint64]*conn{}, poll: poll}
 }
 
 func (b *siblings) close() {
@@ -76,6 +77,7 @@ func (b *siblings) add(c *conn) {
 // remove undoes add. A socket that is closed has left the epoll instance by itself.
 func (b *siblings) remove(c *conn) {
 	delete(b.conns, c.id)
+	delete(b.cut, c.id)
 	if c.raw != nil && b.poll >= 0 {
 		_ = c.raw.Control(func(fd uintptr) { _ = unix.EpollCtl(b.poll, unix.EPOLL_CTL_DEL, int(fd), nil) })
 	}
@@ -86,6 +88,7 @@ func (b *siblings) suspects() (l []*conn) {
 	if b.poll < 0 {
 		return slices.Collect(maps.Values(b.conns))
 	}
+	l = slices.Collect(maps.Values(b.cut))
 	for room := 16; ; room = len(b.conns) + 1 {
 		events := make([]unix.EpollEvent, room)
 		n, err := unix.EpollWait(b.poll, events, 0)
@@ -139,7 +142,18 @@ func (s *Server) join(c *conn) []*conn {
 	defer s.mu.Unlock()
 	before := c.shared.siblings.suspects()
 	c.shared.siblings.add(c)
+	c.joined = true
 	return before
+}
+
+// closes is called before the socket of c is closed: what was read from it may still
+// be carried out.
+func (s *Server) closes(c *conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c.joined {
+		c.shared.siblings.cut[c.id] = c
+	}
 }
 
 // leave undoes join.
@@ -147,4 +161,5 @@ func (s *Server) leave(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c.shared.siblings.remove(c)
+	c.joined = false
 }
