@@ -357,7 +357,11 @@ func TestHostileThousands(t *testing.T) {
 		conns = 500
 	}
 	var log logbook
-	s, _ := serveRAM(t, nbdsrv.Config{HandshakeTimeout: 50 * time.Millisecond, MaxConns: conns * 3 / 4, Log: log.logger()}, 1<<20)
+	patience := 50 * time.Millisecond
+	if raceEnabled {
+		patience *= 10
+	}
+	s, _ := serveRAM(t, nbdsrv.Config{HandshakeTimeout: patience, MaxConns: conns * 3 / 4, Log: log.logger()}, 1<<20)
 	heap := func() int64 {
 		runtime.GC()
 		runtime.GC()
