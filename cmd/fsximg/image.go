@@ -93,7 +93,7 @@ func dialImage(ctx context.Context, env *cliutil.Env, c *cli.Context, ref cliuti
 		return nil, err
 	}
 	env.Log.Info("reading through the server", "uri", uri)
-	client, err := convert.Dial(ctx, uri)
+	client, err := convert.DialNBD(ctx, uri)
 	if err != nil {
 		return nil, cliutil.WithHint(err, "the store is served, and this is its server's NBD socket: %s", uri)
 	}

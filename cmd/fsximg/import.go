@@ -11,6 +11,7 @@ import (
 
 	"github.com/fsximg/fsx/internal/cliutil"
 	"github.com/fsximg/fsx/internal/convert"
+	"github.com/fsximg/fsx/internal/nbdclient"
 	"github.com/fsximg/fsx/internal/volume"
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
@@ -89,7 +90,7 @@ func openSource(ctx context.Context, env *cliutil.Env, c *cli.Context, name stri
 		if format == convert.Qcow2 {
 			return nil, cliutil.UsageErrorf("--format qcow2: an NBD server's contents are read as they are")
 		}
-		client, err := convert.Dial(ctx, name)
+		client, err := convert.DialNBD(ctx, name)
 		if err != nil {
 			return nil, hintSource(name, err)
 		}
@@ -113,7 +114,7 @@ func openSource(ctx context.Context, env *cliutil.Env, c *cli.Context, name stri
 
 func hintSource(name string, err error) error {
 	switch {
-	case errors.Is(err, convert.ErrURI):
+	case errors.Is(err, nbdclient.ErrURI):
 		return cliutil.Errorf(cliutil.ErrUsage, "%v", err)
 	case errors.Is(err, convert.ErrBacking):
 		return cliutil.WithHint(err, "if you trust the image, --allow-backing follows the reference")

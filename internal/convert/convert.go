@@ -32,10 +32,6 @@ var (
 	ErrTooLarge = errors.New("source is larger than the volume")
 	// ErrTooSmall is returned when a device cannot take the whole volume.
 	ErrTooSmall = errors.New("too small")
-	// ErrProtocol is returned for an NBD server that breaks the protocol.
-	ErrProtocol = errors.New("nbd protocol error")
-	// ErrURI is returned for an NBD URI that is malformed or not supported.
-	ErrURI = errors.New("unsupported nbd uri")
 )
 
 // Kind says what a range holds.

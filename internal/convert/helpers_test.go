@@ -208,7 +208,7 @@ func nbdkit(t testing.TB, args ...string) string {
 
 func dial(t testing.TB, uri string) convert.Source {
 	t.Helper()
-	c, err := convert.Dial(context.Background(), uri)
+	c, err := convert.DialNBD(context.Background(), uri)
 	must(t, err)
 	src := convert.FromRandom(c)
 	t.Cleanup(func() { src.Close() })

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -79,7 +80,7 @@ func openQcow2(ctx context.Context, f *os.File, allowBacking bool) (Source, erro
 
 // qemu is a running qemu-nbd and the connection to it.
 type qemu struct {
-	*Client
+	*NBD
 	cmd   *exec.Cmd
 	dir   string
 	words *boundedBuffer
@@ -111,7 +112,7 @@ func startQemuNBD(ctx context.Context, args ...string) (q *qemu, err error) {
 		q.cmd.Wait()
 		close(q.gone)
 	}()
-	if q.Client, err = q.connect(ctx, socket); err != nil {
+	if q.NBD, err = q.connect(ctx, socket); err != nil {
 		q.kill()
 		return nil, err
 	}
@@ -119,11 +120,12 @@ func startQemuNBD(ctx context.Context, args ...string) (q *qemu, err error) {
 }
 
 // connect tries until the server listens, or is gone.
-func (q *qemu) connect(ctx context.Context, socket string) (*Client, error) {
+func (q *qemu) connect(ctx context.Context, socket string) (*NBD, error) {
 	ctx, cancel := context.WithTimeout(ctx, qemuStart)
 	defer cancel()
+	uri := url.URL{Scheme: "nbd+unix", Path: "/", RawQuery: url.Values{"socket": {socket}}.Encode()}
 	for {
-		c, err := dialURI(ctx, uri{network: "unix", address: socket})
+		c, err := DialNBD(ctx, uri.String())
 		if err == nil {
 			return c, nil
 		}
@@ -158,7 +160,7 @@ func (q *qemu) kill() {
 
 // Close disconnects and waits until qemu-nbd has closed the image.
 func (q *qemu) Close() error {
-	err := q.Client.Close()
+	err := q.NBD.Client.Close()
 	select {
 	case <-q.gone:
 	case <-time.After(qemuStop):

@@ -7,6 +7,8 @@ import (
 	"os/exec"
 	"strconv"
 	"sync"
+
+	"github.com/fsximg/fsx/internal/nbdclient"
 )
 
 // writesInFlight is how many writes an NBD sink has under way, each with a
@@ -16,14 +18,14 @@ const writesInFlight = 4
 // nbdWriter writes pieces to an NBD server, several at a time. Ranges never
 // overlap, so their order does not matter.
 type nbdWriter struct {
-	c     *Client
+	c     *nbdclient.Client
 	slots chan []byte
 	wg    sync.WaitGroup
 	mu    sync.Mutex
 	err   error
 }
 
-func newNBDWriter(c *Client) *nbdWriter {
+func newNBDWriter(c *nbdclient.Client) *nbdWriter {
 	w := &nbdWriter{c: c, slots: make(chan []byte, writesInFlight)}
 	for range writesInFlight {
 		w.slots <- make([]byte, pieceSize)
@@ -78,7 +80,7 @@ type nbdSink struct {
 // ToNBD makes a sink of the export that a URI names. It must have at least the
 // given size; what lies behind stays as it is.
 func ToNBD(ctx context.Context, name string, size int64) (Sink, error) {
-	c, err := Dial(ctx, name)
+	c, err := nbdclient.Dial(ctx, name)
 	if err != nil {
 		return nil, err
 	}

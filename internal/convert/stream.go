@@ -90,6 +90,21 @@ func (s *randomSource) read(j *job) error {
 	return nil
 }
 
+// writeZeros writes zeros in pieces.
+func writeZeros(write func(p []byte, off int64) error, off, n int64) error {
+	for n > 0 {
+		part := min(n, int64(len(zeros)))
+		if err := write(zeros[:part], off); err != nil {
+			return err
+		}
+		off, n = off+part, n-part
+	}
+	return nil
+}
+
+// zeros is never written to.
+var zeros = make([]byte, pieceSize)
+
 // feed cuts the image into pieces: data at multiples of pieceSize, zeros as
 // they come.
 func (s *randomSource) feed(ctx context.Context, free chan []byte, order, work chan<- *job) error {

@@ -35,14 +35,15 @@ var floors = map[string][]string{
 	// The engine: the only room where plaintext and placement meet.
 	"internal/volume": {"internal/vfs", "pkg/crypt", "pkg/layout", "pkg/layout/maptree", "pkg/layout/metadb", "pkg/layout/seglog", "pkg/layout/store", "pkg/snapshot"},
 	// What the commands are made of.
-	"internal/trust":   {},
-	"internal/convert": {},
-	"internal/picture": {},
-	"internal/cliutil": {"internal/trust", "internal/volume", "pkg/crypt", "pkg/crypt/ageslot", "pkg/crypt/tpmslot", "pkg/layout"},
-	"internal/control": {"internal/cliutil", "internal/volume", "pkg/crypt", "pkg/crypt/ageslot", "pkg/crypt/tpmslot", "pkg/layout"},
-	"internal/export":  {"internal/cliutil", "internal/volume", "pkg/nbdsrv"},
-	"cmd/fsximg":       {"internal/cliutil", "internal/control", "internal/convert", "internal/export", "internal/picture", "internal/volume", "pkg/crypt", "pkg/layout", "pkg/nbdsrv", "pkg/snapshot"},
-	"cmd/fsxnbd":       {"internal/cliutil", "internal/control", "internal/export", "internal/volume", "pkg/crypt", "pkg/layout", "pkg/nbdsrv"},
+	"internal/trust":     {},
+	"internal/nbdclient": {},
+	"internal/convert":   {"internal/nbdclient"},
+	"internal/picture":   {},
+	"internal/cliutil":   {"internal/trust", "internal/volume", "pkg/crypt", "pkg/crypt/ageslot", "pkg/crypt/tpmslot", "pkg/layout"},
+	"internal/control":   {"internal/cliutil", "internal/volume", "pkg/crypt", "pkg/crypt/ageslot", "pkg/crypt/tpmslot", "pkg/layout"},
+	"internal/export":    {"internal/cliutil", "internal/volume", "pkg/nbdsrv"},
+	"cmd/fsximg":         {"internal/cliutil", "internal/control", "internal/convert", "internal/export", "internal/nbdclient", "internal/picture", "internal/volume", "pkg/crypt", "pkg/layout", "pkg/nbdsrv", "pkg/snapshot"},
+	"cmd/fsxnbd":         {"internal/cliutil", "internal/control", "internal/export", "internal/volume", "pkg/crypt", "pkg/layout", "pkg/nbdsrv"},
 	// Only tests use these.
 	"internal/vfs/trace":       {"internal/vfs"},
 	"internal/vfs/faultfs":     {"internal/vfs", "internal/vfs/trace"},

@@ -17,7 +17,7 @@ import (
 
 	"github.com/fsximg/fsx/internal/cliutil"
 	"github.com/fsximg/fsx/internal/control"
-	"github.com/fsximg/fsx/internal/convert"
+	"github.com/fsximg/fsx/internal/nbdclient"
 	"github.com/fsximg/fsx/internal/volume"
 	"github.com/fsximg/fsx/test/crash"
 )
@@ -254,12 +254,12 @@ func see(s *volume.Store) (content, error) {
 }
 
 // dialServed connects to a volume or a snapshot of the store at path.
-func dialServed(ctx context.Context, c *control.Client, volume, snapshot string) (*convert.Client, error) {
+func dialServed(ctx context.Context, c *control.Client, volume, snapshot string) (*nbdclient.Client, error) {
 	uri, err := c.URI(ctx, volume, snapshot)
 	if err != nil {
 		return nil, err
 	}
-	return convert.Dial(ctx, uri)
+	return nbdclient.Dial(ctx, uri)
 }
 
 // write is the client that writes to main until the server is killed.

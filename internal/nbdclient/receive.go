@@ -1,6 +1,7 @@
-package convert
+package nbdclient
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -15,17 +16,20 @@ const (
 )
 
 // coverage is which parts of a READ have arrived.
-type coverage []Run
+type coverage []part
+
+// part is some bytes of the export.
+type part struct{ off, n int64 }
 
 // complete is whether the parts are exactly [off, off+n), once each.
 func (c coverage) complete(off, n int64) bool {
-	slices.SortFunc(c, func(a, b Run) int { return int(min(1, max(-1, a.Off-b.Off))) })
+	slices.SortFunc(c, func(a, b part) int { return cmp.Compare(a.off, b.off) })
 	end := off + n
 	for _, r := range c {
-		if r.Off != off {
+		if r.off != off {
 			return false
 		}
-		off += r.Len
+		off += r.n
 	}
 	return off == end
 }
@@ -142,7 +146,7 @@ func (k *call) place(off uint64, n int64) ([]byte, error) {
 	if off > 1<<63-1 || n <= 0 || at < 0 || at > int64(len(k.buf))-n {
 		return nil, fmt.Errorf("%w: data outside of the request", ErrProtocol)
 	}
-	k.covered = append(k.covered, Run{Off: int64(off), Len: n})
+	k.covered = append(k.covered, part{int64(off), n})
 	return k.buf[at : at+n], nil
 }
 

@@ -1,4 +1,4 @@
-package convert
+package nbdclient
 
 import "github.com/pojntfx/go-nbd/pkg/protocol"
 
@@ -14,10 +14,6 @@ const (
 	repInfo        = protocol.NEGOTIATION_TYPE_REPLY_INFO
 	repMetaContext = 4
 	repError       = 1 << 31
-
-	flagReadOnly        = 1 << 1 // transmission flags
-	flagSendFlush       = 1 << 2
-	flagSendWriteZeroes = 1 << 6
 
 	cmdRead        = protocol.TRANSMISSION_TYPE_REQUEST_READ
 	cmdWrite       = protocol.TRANSMISSION_TYPE_REQUEST_WRITE

@@ -1,4 +1,4 @@
-package convert
+package nbdclient
 
 import (
 	"bufio"
@@ -20,7 +20,18 @@ const (
 // handshake is the negotiation of one connection.
 type handshake struct {
 	conn net.Conn
-	r    *bufio.Reader
+	r    io.Reader
+
+	export        Export
+	structured    bool   // replies are structured
+	allocation    uint32 // metadata context of base:allocation
+	hasAllocation bool
+}
+
+// initialExport holds for a server that tells no sizes of requests ("Size
+// constraints").
+func initialExport() Export {
+	return Export{MinBlock: 1, PreferredBlock: 4096, MaxPayload: defaultMax}
 }
 
 // optionReply is one reply to an option.
@@ -40,33 +51,45 @@ func Dial(ctx context.Context, name string) (*Client, error) {
 }
 
 func dialURI(ctx context.Context, u uri) (c *Client, err error) {
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, u.network, u.address)
+	err = connect(ctx, u, func(conn net.Conn) error {
+		r := bufio.NewReaderSize(conn, 256<<10)
+		h := &handshake{conn: conn, r: r, export: initialExport()}
+		if err := h.run(u.export); err != nil {
+			return err
+		}
+		c = newClient(h, r)
+		return nil
+	})
 	if err != nil {
 		return nil, err
-	}
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	defer func() {
-		if !stop() && err == nil {
-			err = context.Cause(ctx)
-		}
-		if err != nil {
-			conn.Close()
-			c = nil
-		}
-	}()
-	h := &handshake{conn, bufio.NewReaderSize(conn, 256<<10)}
-	c = newClient(conn, h.r)
-	if err := h.run(u.export, c); err != nil {
-		return nil, fmt.Errorf("negotiate with nbd server: %w", err)
 	}
 	c.start()
 	return c, nil
 }
 
+// connect dials and negotiates. If ctx ends before that is done, or the negotiation
+// fails, the connection is closed.
+func connect(ctx context.Context, u uri, negotiate func(net.Conn) error) error {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, u.network, u.address)
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	err = negotiate(conn)
+	if !stop() {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		conn.Close()
+		return fmt.Errorf("negotiate with nbd server: %w", err)
+	}
+	return nil
+}
+
 // run negotiates fixed newstyle, structured replies and base:allocation where
 // the server has them, and enters the transmission phase with GO.
-func (h *handshake) run(export string, c *Client) error {
+func (h *handshake) run(export string) error {
 	if err := h.greet(); err != nil {
 		return err
 	}
@@ -74,12 +97,12 @@ func (h *handshake) run(export string, c *Client) error {
 	if err != nil {
 		return err
 	}
-	if c.structured = reply.kind == repAck; c.structured {
-		if err := h.setMetaContext(export, c); err != nil {
+	if h.structured = reply.kind == repAck; h.structured {
+		if err := h.setMetaContext(export); err != nil {
 			return err
 		}
 	}
-	return h.goExport(export, c)
+	return h.goExport(export)
 }
 
 func (h *handshake) greet() error {
@@ -144,7 +167,7 @@ func (h *handshake) reply(id uint32) (optionReply, error) {
 }
 
 // setMetaContext asks for base:allocation. A server without it is fine.
-func (h *handshake) setMetaContext(export string, c *Client) error {
+func (h *handshake) setMetaContext(export string) error {
 	be := binary.BigEndian
 	b := be.AppendUint32(nil, uint32(len(export)))
 	b = append(b, export...)
@@ -155,14 +178,14 @@ func (h *handshake) setMetaContext(export string, c *Client) error {
 		if r.kind != repMetaContext || len(r.data) != 4+len(contextAllocation) || string(r.data[4:]) != contextAllocation {
 			return fmt.Errorf("%w: metadata context that was not asked for", ErrProtocol)
 		}
-		c.allocation, c.hasAllocation = be.Uint32(r.data), true
+		h.allocation, h.hasAllocation = be.Uint32(r.data), true
 		return nil
 	})
 	return err
 }
 
 // goExport ends the negotiation.
-func (h *handshake) goExport(export string, c *Client) error {
+func (h *handshake) goExport(export string) error {
 	be := binary.BigEndian
 	b := be.AppendUint32(nil, uint32(len(export)))
 	b = append(b, export...)
@@ -173,7 +196,7 @@ func (h *handshake) goExport(export string, c *Client) error {
 		if r.kind != repInfo || len(r.data) < 2 {
 			return fmt.Errorf("%w: malformed information about the export", ErrProtocol)
 		}
-		return h.info(be.Uint16(r.data), r.data[2:], c, &known)
+		return h.info(be.Uint16(r.data), r.data[2:], &known)
 	})
 	switch {
 	case err != nil:
@@ -186,25 +209,29 @@ func (h *handshake) goExport(export string, c *Client) error {
 	return nil
 }
 
-func (h *handshake) info(kind uint16, b []byte, c *Client, known *bool) error {
+func (h *handshake) info(kind uint16, b []byte, known *bool) error {
 	be := binary.BigEndian
 	switch kind {
 	case protocol.NEGOTIATION_TYPE_INFO_EXPORT:
 		if len(b) != 10 || be.Uint64(b) > 1<<63-1 {
 			return fmt.Errorf("%w: malformed size of the export", ErrProtocol)
 		}
-		c.size, c.flags, *known = int64(be.Uint64(b)), be.Uint16(b[8:]), true
+		h.export.Size, h.export.Flags, *known = int64(be.Uint64(b)), Flags(be.Uint16(b[8:])), true
 	case protocol.NEGOTIATION_TYPE_INFO_BLOCKSIZE:
 		if len(b) != 12 {
 			return fmt.Errorf("%w: malformed block size", ErrProtocol)
 		}
-		minBlock, largest := be.Uint32(b), be.Uint32(b[8:])
-		if minBlock == 0 || minBlock&(minBlock-1) != 0 || minBlock > 64<<10 || largest < minBlock {
-			return fmt.Errorf("%w: block sizes %d to %d", ErrProtocol, minBlock, largest)
-		}
-		c.minBlock = int64(minBlock)
-		c.maxPayload = min(int64(largest)&^(c.minBlock-1), defaultMax)
+		return h.blockSizes(be.Uint32(b), be.Uint32(b[4:]), be.Uint32(b[8:]))
 	}
+	return nil
+}
+
+func (h *handshake) blockSizes(smallest, preferred, largest uint32) error {
+	if smallest == 0 || smallest&(smallest-1) != 0 || smallest > 64<<10 || largest < smallest {
+		return fmt.Errorf("%w: block sizes %d to %d", ErrProtocol, smallest, largest)
+	}
+	h.export.MinBlock, h.export.PreferredBlock = int64(smallest), int64(preferred)
+	h.export.MaxPayload = min(int64(largest), defaultMax) &^ (h.export.MinBlock - 1)
 	return nil
 }
 

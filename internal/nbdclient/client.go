@@ -1,8 +1,7 @@
-package convert
+package nbdclient
 
 import (
 	"bufio"
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -24,11 +23,8 @@ const (
 type Client struct {
 	conn       net.Conn
 	r          *bufio.Reader
-	size       int64
-	flags      uint16
+	export     Export
 	structured bool
-	minBlock   int64
-	maxPayload int64
 
 	allocation    uint32 // metadata context of base:allocation
 	hasAllocation bool
@@ -42,8 +38,6 @@ type Client struct {
 		err   error // why the connection is over
 	}
 	over chan struct{} // the receiver has ended
-
-	runs []Run // what Next knows, in order
 }
 
 // call is one request that waits for its reply.
@@ -57,8 +51,9 @@ type call struct {
 	done    chan struct{}
 }
 
-func newClient(conn net.Conn, r *bufio.Reader) *Client {
-	c := &Client{conn: conn, r: r, minBlock: 1, maxPayload: defaultMax, over: make(chan struct{})}
+func newClient(h *handshake, r *bufio.Reader) *Client {
+	c := &Client{conn: h.conn, r: r, export: h.export, structured: h.structured, over: make(chan struct{})}
+	c.allocation, c.hasAllocation = h.allocation, h.hasAllocation
 	c.mu.calls = map[uint64]*call{}
 	return c
 }
@@ -72,10 +67,13 @@ func (c *Client) start() {
 }
 
 // Size is the export's size in bytes.
-func (c *Client) Size() int64 { return c.size }
+func (c *Client) Size() int64 { return c.export.Size }
 
 // ReadOnly is whether the server refuses changes.
-func (c *Client) ReadOnly() bool { return c.flags&flagReadOnly != 0 }
+func (c *Client) ReadOnly() bool { return c.export.ReadOnly() }
+
+// Export is what the server tells about it.
+func (c *Client) Export() Export { return c.export }
 
 // fail ends every call that waits; only the receiver calls it.
 func (c *Client) fail(err error) {
@@ -131,7 +129,7 @@ func (c *Client) register(k *call) (cookie uint64, err error) {
 // ReadAt fills p from off. Any number of goroutines may call it.
 func (c *Client) ReadAt(p []byte, off int64) error {
 	for len(p) > 0 {
-		n := min(int64(len(p)), c.maxPayload)
+		n := min(int64(len(p)), c.export.MaxPayload)
 		if err := c.do(cmdRead, off, n, nil, &call{buf: p[:n]}); err != nil {
 			return err
 		}
@@ -143,7 +141,7 @@ func (c *Client) ReadAt(p []byte, off int64) error {
 // WriteAt writes p at off.
 func (c *Client) WriteAt(p []byte, off int64) error {
 	for len(p) > 0 {
-		n := min(int64(len(p)), c.maxPayload)
+		n := min(int64(len(p)), c.export.MaxPayload)
 		if err := c.do(cmdWrite, off, n, p[:n], &call{}); err != nil {
 			return err
 		}
@@ -154,8 +152,8 @@ func (c *Client) WriteAt(p []byte, off int64) error {
 
 // ZeroAt makes a range read as zeros, if need be by writing them.
 func (c *Client) ZeroAt(off, n int64) error {
-	if c.flags&flagSendWriteZeroes == 0 {
-		return writeZeros(c.WriteAt, off, n)
+	if !c.export.Flags.Has(SendWriteZeroes) {
+		return c.writeZeros(off, n)
 	}
 	for n > 0 {
 		part := min(n, zeroLength)
@@ -169,7 +167,7 @@ func (c *Client) ZeroAt(off, n int64) error {
 
 // Flush makes everything that was written durable, where the server can.
 func (c *Client) Flush() error {
-	if c.flags&flagSendFlush == 0 {
+	if !c.export.Flags.Has(SendFlush) {
 		return nil
 	}
 	return c.do(cmdFlush, 0, 0, nil, &call{})
@@ -199,65 +197,43 @@ func (c *Client) abandon(err error) {
 	c.conn.Close()
 }
 
-// Next is the run that starts at off, by base:allocation; without it all is
-// data.
-func (c *Client) Next(_ context.Context, off int64) (Run, error) {
-	if !c.hasAllocation {
-		return Run{off, c.size - off, Data}, nil
-	}
-	for len(c.runs) > 0 && c.runs[0].Off+c.runs[0].Len <= off {
-		c.runs = c.runs[1:]
-	}
-	if len(c.runs) == 0 {
-		if err := c.askStatus(off); err != nil {
-			return Run{}, err
-		}
-	}
-	r := c.runs[0]
-	c.runs = c.runs[1:]
-	if r.Off != off {
-		return Run{}, fmt.Errorf("%w: status at %d instead of %d", ErrProtocol, r.Off, off)
-	}
-	return r, nil
+// Extent is a range of an export and what base:allocation tells about it.
+type Extent struct {
+	Off, Len   int64
+	Hole, Zero bool // takes no space; reads as zeros
 }
 
-// askStatus fills runs from off on. Only what surely reads as zeros is not
-// data.
-func (c *Client) askStatus(off int64) error {
-	k := &call{}
-	if err := c.do(cmdBlockStatus, off, min(statusLength, c.size-off), nil, k); err != nil {
-		return err
+// Extents tells of what lies from off on, in order and without gaps: as
+// far as the server likes. Without
+// base:allocation it is one extent of data.
+func (c *Client) Extents(off int64) ([]Extent, error) {
+	if !c.hasAllocation {
+		return []Extent{{Off: off, Len: c.export.Size - off}}, nil
 	}
-	for i := 0; i < len(k.status) && off < c.size; i += 2 {
-		n, flags := min(int64(k.status[i]), c.size-off), k.status[i+1]
-		kind := Data
-		switch {
-		case flags&stateZero != 0 && flags&stateHole != 0:
-			kind = Hole
-		case flags&stateZero != 0:
-			kind = Zero
-		}
+	k := &call{}
+	if err := c.do(cmdBlockStatus, off, min(statusLength, c.export.Size-off), nil, k); err != nil {
+		return nil, err
+	}
+	var l []Extent
+	for i := 0; i < len(k.status) && off < c.export.Size; i += 2 {
+		n, flags := min(int64(k.status[i]), c.export.Size-off), k.status[i+1]
 		if n == 0 {
-			return fmt.Errorf("%w: block status of no bytes", ErrProtocol)
+			return nil, fmt.Errorf("%w: block status of no bytes", ErrProtocol)
 		}
-		if last := len(c.runs) - 1; last >= 0 && c.runs[last].Kind == kind {
-			c.runs[last].Len += n
-		} else {
-			c.runs = append(c.runs, Run{off, n, kind})
-		}
+		l = append(l, Extent{Off: off, Len: n, Hole: flags&stateHole != 0, Zero: flags&stateZero != 0})
 		off += n
 	}
-	if len(c.runs) == 0 {
-		return fmt.Errorf("%w: block status without an answer", ErrProtocol)
+	if len(l) == 0 {
+		return nil, fmt.Errorf("%w: block status without an answer", ErrProtocol)
 	}
-	return nil
+	return l, nil
 }
 
 // writeZeros writes zeros in pieces.
-func writeZeros(write func(p []byte, off int64) error, off, n int64) error {
+func (c *Client) writeZeros(off, n int64) error {
 	for n > 0 {
 		part := min(n, int64(len(zeros)))
-		if err := write(zeros[:part], off); err != nil {
+		if err := c.WriteAt(zeros[:part], off); err != nil {
 			return err
 		}
 		off, n = off+part, n-part
@@ -266,7 +242,7 @@ func writeZeros(write func(p []byte, off int64) error, off, n int64) error {
 }
 
 // zeros is never written to.
-var zeros = make([]byte, pieceSize)
+var zeros = make([]byte, 1<<20)
 
 // errno makes an error of the eight that NBD knows ("Error values").
 func errno(n uint32) error {

@@ -1,4 +1,4 @@
-package convert_test
+package nbdclient_test
 
 import (
 	"bytes"
@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/fsximg/fsx/internal/convert"
+	"github.com/fsximg/fsx/internal/nbdclient"
 )
 
 var be = binary.BigEndian
@@ -123,12 +123,12 @@ func countRequests(r io.Reader, requests chan<- struct{}) {
 func talk(uri string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	c, err := convert.Dial(ctx, uri)
+	c, err := nbdclient.Dial(ctx, uri)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	if _, err := c.Next(ctx, 0); err != nil {
+	if _, err := c.Extents(0); err != nil {
 		return err
 	}
 	return c.ReadAt(make([]byte, 4096), 0)
@@ -215,4 +215,11 @@ func FuzzServer(f *testing.F) {
 			t.Errorf("waited %v: %v", waited, err)
 		}
 	})
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
 }
