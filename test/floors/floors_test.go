@@ -41,9 +41,11 @@ var floors = map[string][]string{
 	"internal/picture":   {},
 	"internal/cliutil":   {"internal/trust", "internal/volume", "pkg/crypt", "pkg/crypt/ageslot", "pkg/crypt/tpmslot", "pkg/layout"},
 	"internal/control":   {"internal/cliutil", "internal/volume", "pkg/crypt", "pkg/crypt/ageslot", "pkg/crypt/tpmslot", "pkg/layout"},
-	"internal/export":    {"internal/cliutil", "internal/volume", "pkg/nbdsrv"},
-	"cmd/fsximg":         {"internal/cliutil", "internal/control", "internal/convert", "internal/export", "internal/nbdclient", "internal/picture", "internal/volume", "pkg/crypt", "pkg/layout", "pkg/nbdsrv", "pkg/snapshot"},
-	"cmd/fsxnbd":         {"internal/cliutil", "internal/control", "internal/export", "internal/volume", "pkg/crypt", "pkg/layout", "pkg/nbdsrv"},
+	// Block devices of this machine that are somebody's volume.
+	"internal/attach/loopdev": {},
+	"internal/export":         {"internal/cliutil", "internal/volume", "pkg/nbdsrv"},
+	"cmd/fsximg":              {"internal/cliutil", "internal/control", "internal/convert", "internal/export", "internal/nbdclient", "internal/picture", "internal/volume", "pkg/crypt", "pkg/layout", "pkg/nbdsrv", "pkg/snapshot"},
+	"cmd/fsxnbd":              {"internal/cliutil", "internal/control", "internal/export", "internal/volume", "pkg/crypt", "pkg/layout", "pkg/nbdsrv"},
 	// Only tests use these.
 	"internal/vfs/trace":       {"internal/vfs"},
 	"internal/vfs/faultfs":     {"internal/vfs", "internal/vfs/trace"},
