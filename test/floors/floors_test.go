@@ -35,12 +35,13 @@ var floors = map[string][]string{
 	// The engine: the only room where plaintext and placement meet.
 	"internal/volume": {"internal/vfs", "pkg/crypt", "pkg/layout", "pkg/layout/maptree", "pkg/layout/metadb", "pkg/layout/seglog", "pkg/layout/store", "pkg/snapshot"},
 	// What the commands are made of.
-	"internal/trust":     {},
-	"internal/nbdclient": {},
-	"internal/convert":   {"internal/nbdclient"},
-	"internal/picture":   {},
-	"internal/cliutil":   {"internal/trust", "internal/volume", "pkg/crypt", "pkg/crypt/ageslot", "pkg/crypt/tpmslot", "pkg/layout"},
-	"internal/control":   {"internal/cliutil", "internal/volume", "pkg/crypt", "pkg/crypt/ageslot", "pkg/crypt/tpmslot", "pkg/layout"},
+	"internal/trust":               {},
+	"internal/nbdclient":           {},
+	"internal/nbdclient/unflushed": {},
+	"internal/convert":             {"internal/nbdclient"},
+	"internal/picture":             {},
+	"internal/cliutil":             {"internal/trust", "internal/volume", "pkg/crypt", "pkg/crypt/ageslot", "pkg/crypt/tpmslot", "pkg/layout"},
+	"internal/control":             {"internal/cliutil", "internal/volume", "pkg/crypt", "pkg/crypt/ageslot", "pkg/crypt/tpmslot", "pkg/layout"},
 	// Block devices of this machine that are somebody's volume.
 	"internal/attach/loopdev": {},
 	"internal/export":         {"internal/cliutil", "internal/volume", "pkg/nbdsrv"},
