@@ -38,6 +38,7 @@ var floors = map[string][]string{
 	"internal/trust":               {},
 	"internal/nbdclient":           {},
 	"internal/nbdclient/unflushed": {},
+	"internal/nbdclient/reconnect": {"internal/nbdclient", "internal/nbdclient/unflushed"},
 	"internal/convert":             {"internal/nbdclient"},
 	"internal/picture":             {},
 	"internal/cliutil":             {"internal/trust", "internal/volume", "pkg/crypt", "pkg/crypt/ageslot", "pkg/crypt/tpmslot", "pkg/layout"},
