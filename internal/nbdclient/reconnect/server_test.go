@@ -31,7 +31,7 @@ type disk struct {
 	writeErr        error
 	flushErr        error
 	stuck           chan struct{} // writes wait for it, if it is not nil
-	flushes         atomic.Int64
+	flushes, writes atomic.Int64
 	lost            int // bytes that kills took
 }
 
@@ -62,6 +62,7 @@ func (d *disk) WriteAt(p []byte, off int64, nowait bool) error {
 	if d.writeErr != nil {
 		return d.writeErr
 	}
+	d.writes.Add(1)
 	copy(d.memory[off:], p)
 	return nil
 }
