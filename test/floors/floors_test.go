@@ -45,6 +45,7 @@ var floors = map[string][]string{
 	"internal/control":             {"internal/cliutil", "internal/volume", "pkg/crypt", "pkg/crypt/ageslot", "pkg/crypt/tpmslot", "pkg/layout"},
 	// Block devices of this machine that are somebody's volume.
 	"internal/attach/loopdev": {},
+	"internal/attach/bridge":  {"internal/nbdclient/reconnect"},
 	"internal/export":         {"internal/cliutil", "internal/volume", "pkg/nbdsrv"},
 	"cmd/fsximg":              {"internal/cliutil", "internal/control", "internal/convert", "internal/export", "internal/nbdclient", "internal/picture", "internal/volume", "pkg/crypt", "pkg/layout", "pkg/nbdsrv", "pkg/snapshot"},
 	"cmd/fsxnbd":              {"internal/cliutil", "internal/control", "internal/export", "internal/volume", "pkg/crypt", "pkg/layout", "pkg/nbdsrv"},

@@ -169,9 +169,7 @@ func (c *Client) dial(ctx context.Context) (*link, nbdclient.Export, error) {
 	if err != nil {
 		return nil, nbdclient.Export{}, err
 	}
-	defer s.File.Close()
-	l, err := newLink(s.File)
-	return l, s.Export, err
+	return newLink(s.File), s.Export, nil
 }
 
 // Export is what the server told about the export.

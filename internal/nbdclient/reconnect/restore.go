@@ -14,16 +14,17 @@ func (c *Client) serve() {
 		stop := context.AfterFunc(c.ctx, l.goodbye)
 		err := l.receive(c)
 		stop()
-		l.conn.Close()
-		l = c.restore(err)
+		l.hangUp()
+		l = c.restore(l, err)
 	}
 	c.failAll(ErrClosed)
 }
 
 // restore makes a new connection, and has what is under way sent on it. It is nil when
 // the client is closed.
-func (c *Client) restore(why error) *link {
+func (c *Client) restore(old *link, why error) *link {
 	broken := c.interrupt()
+	old.close()
 	if c.ctx.Err() != nil {
 		return nil
 	}
@@ -59,13 +60,14 @@ func (c *Client) attempt() (l *link, repeated int, err error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	stop := context.AfterFunc(c.ctx, func() { l.conn.Close() })
+	stop := context.AfterFunc(c.ctx, l.hangUp)
 	defer stop()
 	if err = c.compatible(export); err == nil {
 		repeated, err = c.repeatAll(l)
 	}
 	if err != nil {
 		l.goodbye()
+		l.close()
 		return nil, 0, err
 	}
 	return l, repeated, nil
