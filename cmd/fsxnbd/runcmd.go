@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/fsximg/fsx/internal/cliutil"
+	"github.com/fsximg/fsx/internal/ioflusher"
 )
 
 // commandGrace is how long a command of --run has to end after SIGTERM.
@@ -28,7 +29,7 @@ func runCommand(ctx context.Context, listeners []net.Listener, uri, export, scri
 	cmd.WaitDelay = commandGrace
 	cmd.Env = append(os.Environ(), places(listeners, export)...)
 	cmd.Env = append(cmd.Env, "uri="+uri, "exportname="+export)
-	err := startOrdinary(cmd)
+	err := ioflusher.Start(cmd)
 	if err == nil {
 		err = cmd.Wait()
 	}

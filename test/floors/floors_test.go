@@ -41,6 +41,7 @@ var floors = map[string][]string{
 	"internal/nbdclient/reconnect": {"internal/nbdclient", "internal/nbdclient/unflushed"},
 	"internal/convert":             {"internal/nbdclient"},
 	"internal/picture":             {},
+	"internal/ioflusher":           {},
 	"internal/cliutil":             {"internal/trust", "internal/volume", "pkg/crypt", "pkg/crypt/ageslot", "pkg/crypt/tpmslot", "pkg/layout"},
 	"internal/control":             {"internal/cliutil", "internal/volume", "pkg/crypt", "pkg/crypt/ageslot", "pkg/crypt/tpmslot", "pkg/layout"},
 	// Block devices of this machine that are somebody's volume.
@@ -48,7 +49,7 @@ var floors = map[string][]string{
 	"internal/attach/bridge":  {"internal/nbdclient/reconnect"},
 	"internal/export":         {"internal/cliutil", "internal/volume", "pkg/nbdsrv"},
 	"cmd/fsximg":              {"internal/cliutil", "internal/control", "internal/convert", "internal/export", "internal/nbdclient", "internal/picture", "internal/volume", "pkg/crypt", "pkg/layout", "pkg/nbdsrv", "pkg/snapshot"},
-	"cmd/fsxnbd":              {"internal/cliutil", "internal/control", "internal/export", "internal/volume", "pkg/crypt", "pkg/layout", "pkg/nbdsrv"},
+	"cmd/fsxnbd":              {"internal/cliutil", "internal/control", "internal/export", "internal/ioflusher", "internal/volume", "pkg/crypt", "pkg/layout", "pkg/nbdsrv"},
 	// Only tests use these.
 	"internal/vfs/trace":       {"internal/vfs"},
 	"internal/vfs/faultfs":     {"internal/vfs", "internal/vfs/trace"},
