@@ -36,6 +36,8 @@ var floors = map[string][]string{
 	"internal/volume": {"internal/vfs", "pkg/crypt", "pkg/layout", "pkg/layout/maptree", "pkg/layout/metadb", "pkg/layout/seglog", "pkg/layout/store", "pkg/snapshot"},
 	// Devices of the machine's kernel; they know no store.
 	"internal/attach/nbddev": {},
+	// Between the kernel's device and an NBD server that may die.
+	"internal/attach/relay": {"internal/nbdclient", "internal/nbdclient/unflushed"},
 	// What the commands are made of.
 	"internal/trust":               {},
 	"internal/nbdclient":           {},
