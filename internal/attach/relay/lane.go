@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"sync"
 
 	"github.com/fsximg/fsx/internal/nbdclient/unflushed"
@@ -23,8 +24,7 @@ func (l *lane) answer(errno uint32, cookie uint64, payload []byte) {
 	putReply(b[:], errno, cookie)
 	l.answers.Lock()
 	defer l.answers.Unlock()
-	_, _ = l.out.Write(b[:])
-	_, _ = l.out.Write(payload)
+	_ = l.write(b[:], payload)
 }
 
 func (l *lane) flush() {
@@ -69,9 +69,9 @@ func (r *Relay) serveLane(l *lane) error {
 	}
 }
 
-// ended is nil for the ways in which the kernel closes a connection.
+// ended is nil for the ways in which the kernel, or end, closes a connection.
 func ended(err error) error {
-	if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) {
+	if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, net.ErrClosed) {
 		return nil
 	}
 	return err

@@ -47,25 +47,21 @@ func (l *link) request(q request, cookie uint64) {
 	h := q.header
 	h.cookie = cookie
 	h.put(b[:])
-	_, err := l.out.Write(b[:])
-	if err == nil && len(q.data) > 0 {
-		_, err = l.out.Write(q.data)
-	}
-	if err != nil {
-		l.shutdown()
+	if err := l.write(b[:], q.data); err != nil {
+		l.close()
 	}
 }
 
 func (l *link) flush() {
 	if err := l.out.Flush(); err != nil {
-		l.shutdown()
+		l.close()
 	}
 }
 
 // serveLinks keeps a link to a server until the relay ends.
 func (r *Relay) serveLinks(ctx context.Context) {
 	for l := r.first; l != nil; l = r.redial(ctx) {
-		err := r.serveLink(l)
+		err := r.serveLink(ctx, l)
 		if r.lost(err) {
 			return
 		}
@@ -73,8 +69,9 @@ func (r *Relay) serveLinks(ctx context.Context) {
 }
 
 // serveLink uses a link until it breaks.
-func (r *Relay) serveLink(l *link) error {
-	defer l.file.Close()
+func (r *Relay) serveLink(ctx context.Context, l *link) error {
+	defer l.close()
+	defer context.AfterFunc(ctx, l.close)()
 	if err := r.repeat(l); err != nil {
 		return fmt.Errorf("send again what the server may have lost: %w", err)
 	}
@@ -84,7 +81,7 @@ func (r *Relay) serveLink(l *link) error {
 		r.resume(l)
 	}()
 	err := r.receive(l)
-	l.shutdown() // who writes to it stops
+	l.close() // who writes to it stops
 	<-resumed
 	r.send.Lock()
 	r.mu.Lock()
@@ -163,7 +160,7 @@ func (r *Relay) resume(l *link) {
 	ending := r.mu.ending
 	r.mu.Unlock()
 	if ending {
-		l.shutdown()
+		l.close()
 		return
 	}
 	if len(waiting) > 0 {

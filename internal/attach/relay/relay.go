@@ -143,7 +143,9 @@ func New(first *nbdclient.Socket, lanes int, cfg Config) (*Relay, []*os.File, er
 	for range lanes {
 		lane, theirs, err := newLane()
 		if err != nil {
-			return nil, nil, errors.Join(err, closeAll(kernel), r.close(), l.file.Close())
+			r.end()
+			l.close()
+			return nil, nil, errors.Join(err, closeAll(kernel))
 		}
 		r.lanes = append(r.lanes, lane)
 		kernel = append(kernel, theirs)
@@ -194,7 +196,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	r.end()
 	cancel()
 	links.Wait()
-	return errors.Join(ctx.Err(), r.close())
+	return ctx.Err()
 }
 
 // State tells how the relay fares.
@@ -217,25 +219,13 @@ func (r *Relay) leave() {
 	}
 }
 
-// end has every goroutine come to its end.
+// end has the lanes come to their end; the link's context ends it.
 func (r *Relay) end() {
 	r.mu.Lock()
 	r.mu.ending = true
-	l := r.mu.link
 	r.changed.Broadcast()
 	r.mu.Unlock()
 	for _, lane := range r.lanes {
-		lane.shutdown()
+		lane.close()
 	}
-	if l != nil {
-		l.shutdown()
-	}
-}
-
-func (r *Relay) close() error {
-	var err error
-	for _, l := range r.lanes {
-		err = errors.Join(err, l.file.Close())
-	}
-	return err
 }

@@ -153,7 +153,7 @@ func (s *killable) set(f func(kind uint16, off uint64) uint32) {
 
 // kernel is the kernel's end of a lane.
 type kernel struct {
-	t    *testing.T
+	t    testing.TB
 	conn net.Conn
 	send sync.Mutex
 	mu   sync.Mutex
@@ -167,7 +167,7 @@ type answer struct {
 	done  chan struct{}
 }
 
-func newKernel(t *testing.T, f *os.File) *kernel {
+func newKernel(t testing.TB, f *os.File) *kernel {
 	conn, err := net.FileConn(f)
 	if err != nil {
 		t.Fatal(err)
