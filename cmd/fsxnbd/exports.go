@@ -37,7 +37,8 @@ type exports struct {
 	tls             *tlsServing // nil: no TLS
 	allow           allowList   // --tls-allow
 	kernel          kernelRisk
-	refusals        logLimit // of clients
+	last            *lastClient // nil: the server stays without clients
+	refusals        logLimit    // of clients
 	log             *slog.Logger
 }
 
@@ -171,6 +172,10 @@ func (x *exports) Open(name string, client *nbdsrv.Client) (nbdsrv.Export, func(
 	}
 	if err != nil && !errors.Is(err, nbdsrv.ErrUnknownExport) && !errors.Is(err, cliutil.ErrInUse) && x.refusals.admit() {
 		x.log.Error("export refused", "export", short(name), "err", err)
+	}
+	if err == nil {
+		gone := x.last.enter()
+		return e, sync.OnceFunc(func() { leave(); gone() }), nil
 	}
 	return e, leave, err
 }

@@ -45,8 +45,9 @@ func (r *running) status() (control.ServerStatus, error) {
 	out := control.ServerStatus{
 		PID: os.Getpid(), Version: r.version, Started: r.started.UTC(), At: time.Now().UTC(), URIs: []string{},
 		Stores: []control.StoreStatus{}, Exports: []control.ExportStatus{}, Clients: []control.ClientStatus{},
-		Connections: control.Connections{Accepted: st.Accepted, Negotiating: st.Negotiating, TooMany: st.TooMany, Failed: st.Failed},
-		Memory:      control.MemoryInFlight{InFlight: st.Memory, Limit: st.MemoryLimit},
+		Connections:     control.Connections{Accepted: st.Accepted, Negotiating: st.Negotiating, TooMany: st.TooMany, Failed: st.Failed},
+		EndsWithClients: r.exports.last != nil,
+		Memory:          control.MemoryInFlight{InFlight: st.Memory, Limit: st.MemoryLimit},
 	}
 	for _, l := range r.listeners {
 		out.URIs = append(out.URIs, r.exports.uriAt(l, ""))

@@ -45,6 +45,7 @@ func serveCommand() *cli.Command {
 			&cli.StringFlag{Name: "run", Usage: "run the shell command `CMD` with $uri, $nbd, $unixsocket, and end with it"},
 			&cli.StringFlag{Name: "pid-file", Usage: "write the process id to `FILE` when ready"},
 			&cli.BoolFlag{Name: "exit-with-parent", Usage: "end when the process that started the server has ended"},
+			&cli.BoolFlag{Name: "exit-with-last-client", Usage: "end when the last client has left, or when none comes within a minute"},
 			&cli.BoolFlag{Name: "daemon", Usage: "go on in the background when ready; the log goes to the run directory"},
 		}, append(tlsFlags(), cliutil.OpenKeyFlags()...)...),
 		Action: cliutil.Action(1, -1, objectOfServe, runServe),
@@ -153,6 +154,10 @@ func serveStores(ctx context.Context, env *cliutil.Env, c *cli.Context, x *expor
 	r.stopping = dog.stop
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	if c.Bool("exit-with-last-client") {
+		x.last = newLastClient(firstClientGrace, lastClientGrace, func() { cancel(cliutil.ErrInterrupted) })
+		defer x.last.stop()
+	}
 	defer r.reloads.onHangup(func() { cancel(cliutil.ErrInterrupted) })()
 	defer x.register()()
 	endControl := x.control(env, r)

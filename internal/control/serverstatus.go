@@ -20,6 +20,8 @@ type ServerStatus struct {
 	Clients     []ClientStatus `json:"clients"`
 	Connections Connections    `json:"connections"`
 	Memory      MemoryInFlight `json:"memory"`
+	// EndsWithClients is whether the server ends when its last client has left.
+	EndsWithClients bool `json:"ends_with_clients"`
 }
 
 // Connections count connections since the start.
