@@ -21,13 +21,11 @@ const maxSocketPath = 107
 // runDirectory is where a store's server keeps its socket and log; empty if
 // this user has no such place.
 func runDirectory(uuid string) string {
-	base := "/run"
-	if os.Geteuid() != 0 {
-		if base = os.Getenv("XDG_RUNTIME_DIR"); base == "" {
-			return ""
-		}
+	base := cliutil.RunRoot()
+	if base == "" {
+		return ""
 	}
-	return filepath.Join(base, "fsx", uuid)
+	return filepath.Join(base, uuid)
 }
 
 // makeRunDirectory makes it, for this user alone.

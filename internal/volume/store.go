@@ -331,6 +331,22 @@ func Open(path string, o Options) (_ *Store, err error) {
 // IsStore says whether a folder looks like a store, without opening it.
 func IsStore(path string) bool { return store.Is(path) }
 
+// Identify reads a store's identifier, without opening it.
+func Identify(path string) (layout.UUID, error) {
+	super, err := store.Peek(path)
+	if err != nil {
+		return layout.UUID{}, mapCorrupt(err)
+	}
+	return super.UUID, nil
+}
+
+// Holder names a process that has a store open.
+type Holder = store.Holder
+
+// HolderOf names the process that has a store open, as far as it is known, and
+// whether there is one, without trying to open it.
+func HolderOf(path string) (Holder, bool) { return store.HolderOf(path) }
+
 // mapCorrupt makes a decoder's error an ErrDamaged.
 func mapCorrupt(err error) error {
 	if errors.Is(err, layout.ErrCorrupt) && !errors.Is(err, ErrNotStore) {
