@@ -62,7 +62,7 @@ var floors = map[string][]string{
 	"test/nbddoc":              {},
 	"test/soak":                {},
 	"test/benchchart":          {},
-	"test/kernel/nbddev":       {"internal/attach/nbddev", "internal/nbdclient"},
+	"test/kernel/nbddev":       {"internal/attach/nbddev", "internal/attach/relay", "internal/nbdclient"},
 	"test/crash":               {"internal/vfs", "internal/vfs/faultfs", "internal/vfs/trace"},
 }
 

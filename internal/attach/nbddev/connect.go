@@ -17,10 +17,12 @@ const (
 )
 
 const (
-	defaultBlockSize      = 512
-	defaultResendInterval = 2 * time.Second
-	appearTimeout         = 10 * time.Second
-	maxBackend            = 1 << 10 // sysfs shows a page at most
+	defaultBlockSize = 512
+	appearTimeout    = 10 * time.Second
+	maxBackend       = 1 << 10 // sysfs shows a page at most
+
+	resendInterval = 5 * time.Second  // of a device with one socket
+	patience       = 30 * time.Second // Linux's own, with several
 )
 
 // Way is how a device is made.
@@ -45,8 +47,10 @@ type Options struct {
 	// Whole seconds; parts of one count as one. See the package's documentation.
 	RequestTimeout time.Duration // 0: none
 	DeadTimeout    time.Duration // 0: fail at once when the last socket died
-	// ResendInterval is how soon after Reconnect unanswered requests are sent again:
-	// 2 s. With several sockets it is not used.
+	// ResendInterval is how often the kernel looks at requests that are not answered,
+	// without a RequestTimeout. With one socket it then sends those again whose socket
+	// was replaced, and tells the log of the others; 5 s. With several it gives their
+	// socket up; DeadTimeout and 30 s.
 	ResendInterval time.Duration
 
 	Way Way
@@ -57,7 +61,10 @@ func (o Options) validated(sockets int) (Options, error) {
 		o.BlockSize = defaultBlockSize
 	}
 	if o.ResendInterval == 0 {
-		o.ResendInterval = defaultResendInterval
+		o.ResendInterval = resendInterval
+		if sockets > 1 {
+			o.ResendInterval = o.DeadTimeout + patience
+		}
 	}
 	if o.ReadOnly {
 		o.Flags |= FlagReadOnly
@@ -189,10 +196,6 @@ func (k *Kernel) settle(ctx context.Context, c *Connection, opt Options) error {
 // tune sets how often requests without an answer are looked at. A kernel without
 // the file looks every 30 s; that is no reason to fail.
 func (k *Kernel) tune(index int, opt Options) {
-	queues, err := os.ReadDir(k.attribute(index, "mq"))
-	if err != nil || len(queues) != 1 {
-		return
-	}
 	text := fmt.Sprintf("%d\n", max(opt.ResendInterval.Milliseconds(), 1))
 	_ = os.WriteFile(k.attribute(index, "queue/io_timeout"), []byte(text), 0)
 }

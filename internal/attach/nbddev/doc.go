@@ -19,8 +19,9 @@
 // request time-out of 0 that timer is the queue's io_timeout, 30 s, and nothing
 // else happens when it fires; so after Reconnect what was in flight would hang for
 // up to 30 s. Connect therefore sets the queue's io_timeout to
-// Options.ResendInterval (2 s) for a device with one socket: this only looks more
-// often, it never ends a connection.
+// Options.ResendInterval: with one socket this only looks more often, it never ends
+// a connection, though the kernel's log then has a line for each request that still
+// waits ("Possible stuck request").
 //
 // After DeadTimeout the waiting request, and all that come later, fail with EIO at
 // once; the device is still there. A later Reconnect revives it: the kernel takes
@@ -33,8 +34,10 @@
 // connection that did not answer in time, and the request is sent again on
 // another, or waits for Reconnect; a server that is slow, not dead, would lose its
 // connection again and again. So it is 0 here unless wanted. With several sockets
-// the kernel takes 0 as the queue's io_timeout: 30 s without an answer and the
-// request moves to another socket.
+// there is no "never": after the queue's io_timeout, 30 s, the socket is given up,
+// alive or not, and the request moves to another. A server that is away for longer,
+// behind sockets that do not die with it (package relay), would cost the device one
+// socket after the other; so Connect sets io_timeout to more than DeadTimeout then.
 //
 // # Several sockets
 //

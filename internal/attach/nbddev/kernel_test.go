@@ -128,7 +128,7 @@ func TestConnectMessage(t *testing.T) {
 func TestConnectedDeviceAppears(t *testing.T) {
 	f := newFakeKernel(t)
 	f.accepts(vector(t, "0800 0100 05000000")...)
-	f.device(5, map[string]string{"size": "2048", "ro": "1", "pid": "77", "mq/0/cpu_list": "0", "queue/io_timeout": "30000"})
+	f.device(5, map[string]string{"size": "2048", "ro": "1", "pid": "77", "queue/io_timeout": "30000"})
 	if err := os.WriteFile(filepath.Join(f.dev, "nbd5"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -138,7 +138,7 @@ func TestConnectedDeviceAppears(t *testing.T) {
 		t.Fatalf("error: %v", err)
 	}
 	text, err := os.ReadFile(filepath.Join(f.sys, "block/nbd5/queue/io_timeout"))
-	if err != nil || string(text) != "2000\n" {
+	if err != nil || string(text) != "5000\n" {
 		t.Errorf("io_timeout %q, %v", text, err)
 	}
 	if len(f.asked) != 2 || f.asked[1].Header.Command != 2 || !bytes.Equal(f.asked[1].Data, vector(t, "0800 0100 05000000")) {

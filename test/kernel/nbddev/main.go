@@ -2,7 +2,8 @@
 // what it does can be seen: it makes, mends and ends network block devices.
 //
 //	nbddev connect [-path /dev/nbdN] [-n SOCKETS] [-backend ID] [-dead 60s] [-timeout 0] [-read-only] URI
-//	nbddev keep [-ioctl] …       as connect, and stays while a device made by ioctl lives
+//	nbddev keep [-ioctl] …       as connect, with a relay in between, and stays while the device lives
+//	nbddev keep -adopt /dev/nbdN …  gives a device, whose keeper is gone, another one
 //	nbddev reconnect -backend ID DEVICE URI
 //	nbddev fail -backend ID DEVICE
 //	nbddev disconnect DEVICE
@@ -16,11 +17,13 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"log/slog"
 	"os"
 	"strconv"
 	"time"
 
 	"github.com/fsximg/fsx/internal/attach/nbddev"
+	"github.com/fsximg/fsx/internal/attach/relay"
 	"github.com/fsximg/fsx/internal/nbdclient"
 )
 
@@ -29,6 +32,7 @@ type arguments struct {
 	opt     nbddev.Options
 	sockets int
 	ioctl   bool
+	adopt   string
 }
 
 func main() {
@@ -43,6 +47,7 @@ func main() {
 	a.DurationVar(&a.opt.RequestTimeout, "timeout", 0, "request time-out")
 	a.BoolVar(&a.opt.ReadOnly, "read-only", false, "no writes")
 	a.BoolVar(&a.ioctl, "ioctl", false, "not by netlink")
+	a.StringVar(&a.adopt, "adopt", "", "device whose keeper is gone")
 	if err := a.Parse(os.Args[2:]); err != nil {
 		fail(err)
 	}
@@ -64,8 +69,10 @@ func run(action string, a arguments) error {
 	defer cancel()
 	k := nbddev.This()
 	switch action {
-	case "connect", "keep":
-		return connect(ctx, k, a, action == "keep")
+	case "connect":
+		return connect(ctx, k, a)
+	case "keep":
+		return keep(ctx, k, a)
 	case "list":
 		return list(k)
 	case "watch":
@@ -92,7 +99,7 @@ func run(action string, a arguments) error {
 	return fmt.Errorf("no action %q", action)
 }
 
-func connect(ctx context.Context, k *nbddev.Kernel, a arguments, stay bool) error {
+func connect(ctx context.Context, k *nbddev.Kernel, a arguments) error {
 	var files []*os.File
 	for range a.sockets {
 		s, err := nbdclient.Negotiate(ctx, a.Arg(0))
@@ -108,11 +115,40 @@ func connect(ctx context.Context, k *nbddev.Kernel, a arguments, stay bool) erro
 		return err
 	}
 	fmt.Println(c.Path)
-	if !stay || c.Done() == nil {
-		return nil
+	return nil
+}
+
+func keep(ctx context.Context, k *nbddev.Kernel, a arguments) error {
+	dial := func(ctx context.Context) (*nbdclient.Socket, error) { return nbdclient.Negotiate(ctx, a.Arg(0)) }
+	first, err := dial(ctx)
+	if err != nil {
+		return err
 	}
-	<-c.Done()
-	return c.Err()
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	r, sockets, err := relay.New(first, a.sockets, relay.Config{Dial: dial, Timeout: a.opt.DeadTimeout, Log: log})
+	if err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(context.Background()) }()
+	if index, ok := nbddev.IndexOf(a.adopt); ok {
+		for _, s := range sockets {
+			err = errors.Join(err, k.Reconnect(index, s, a.opt.Backend))
+		}
+	} else {
+		a.opt.Size, a.opt.Flags = uint64(first.Size), uint16(first.Flags)
+		var c *nbddev.Connection
+		if c, err = k.Connect(ctx, sockets, a.opt); err == nil {
+			fmt.Println(c.Path)
+		}
+	}
+	for _, s := range sockets {
+		err = errors.Join(err, s.Close())
+	}
+	if err != nil {
+		return err
+	}
+	return <-ended
 }
 
 func list(k *nbddev.Kernel) error {
