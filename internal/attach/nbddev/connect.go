@@ -21,7 +21,7 @@ const (
 	appearTimeout    = 10 * time.Second
 	maxBackend       = 1 << 10 // sysfs shows a page at most
 
-	resendInterval = 5 * time.Second  // of a device with one socket
+	resendInterval = 10 * time.Second // of a device with one socket
 	patience       = 30 * time.Second // Linux's own, with several
 )
 
@@ -49,7 +49,7 @@ type Options struct {
 	DeadTimeout    time.Duration // 0: fail at once when the last socket died
 	// ResendInterval is how often the kernel looks at requests that are not answered,
 	// without a RequestTimeout. With one socket it then sends those again whose socket
-	// was replaced, and tells the log of the others; 5 s. With several it gives their
+	// was replaced, and tells its log of the others; 10 s. With several it gives their
 	// socket up; DeadTimeout and 30 s.
 	ResendInterval time.Duration
 

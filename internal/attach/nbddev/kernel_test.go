@@ -138,7 +138,7 @@ func TestConnectedDeviceAppears(t *testing.T) {
 		t.Fatalf("error: %v", err)
 	}
 	text, err := os.ReadFile(filepath.Join(f.sys, "block/nbd5/queue/io_timeout"))
-	if err != nil || string(text) != "5000\n" {
+	if err != nil || string(text) != "10000\n" {
 		t.Errorf("io_timeout %q, %v", text, err)
 	}
 	if len(f.asked) != 2 || f.asked[1].Header.Command != 2 || !bytes.Equal(f.asked[1].Data, vector(t, "0800 0100 05000000")) {
