@@ -20,15 +20,11 @@ func GenerateCommands() []*cli.Command {
 			}),
 		},
 		{
-			Name: "man", Usage: "print the manual page (roff)", ArgsUsage: " ",
-			Action: Action(0, 0, NoObject, func(_ context.Context, e *Env, c *cli.Context) error {
-				page, err := c.App.ToManWithSection(1)
-				if err != nil {
-					return fmt.Errorf("make manual page: %w", err)
-				}
-				_, err = io.WriteString(e.Stdout, page)
-				return err
-			}),
+			Name: "man", Usage: "print a manual page (roff): of the program, or of a command", ArgsUsage: "[COMMAND]",
+			Flags: []cli.Flag{
+				&cli.StringFlag{Name: "out-dir", Usage: "write all pages into the folder `DIR`"},
+			},
+			Action: Action(0, 1, FirstArg, writeManual),
 		},
 	}
 }

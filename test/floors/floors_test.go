@@ -46,7 +46,9 @@ var floors = map[string][]string{
 	"internal/convert":             {"internal/nbdclient"},
 	"internal/picture":             {},
 	"internal/ioflusher":           {},
-	"internal/cliutil":             {"internal/trust", "internal/volume", "pkg/crypt", "pkg/crypt/ageslot", "pkg/crypt/tpmslot", "pkg/layout"},
+	"docs":                         {},
+	"internal/manual":              {},
+	"internal/cliutil":             {"docs", "internal/manual", "internal/trust", "internal/volume", "pkg/crypt", "pkg/crypt/ageslot", "pkg/crypt/tpmslot", "pkg/layout"},
 	"internal/control":             {"internal/cliutil", "internal/volume", "pkg/crypt", "pkg/crypt/ageslot", "pkg/crypt/tpmslot", "pkg/layout"},
 	// Block devices of this machine that are somebody's volume.
 	"internal/attach/loopdev": {},
