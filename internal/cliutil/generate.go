@@ -96,7 +96,11 @@ func bashCompletion(app *cli.App) string {
 		}
 		fmt.Fprintf(&cases, "    %s) options=%q ;;\n", pattern, strings.Join(longOptions(l.Flags), " "))
 	}
-	for first, names := range seconds {
+	for _, first := range firsts {
+		names := seconds[first]
+		if names == nil {
+			continue
+		}
 		fmt.Fprintf(&cases, "    %q) words=%q ;;\n", first+" ", strings.Join(names, " "))
 	}
 	return fmt.Sprintf(`# bash completion of %[1]s
