@@ -9,11 +9,19 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-func main() { os.Exit(cliutil.Main(newApp(), os.Args)) }
+// programName is what this program calls itself when it starts itself again.
+const programName = "fsximg"
+
+func main() {
+	if isMountHelper(os.Args) {
+		os.Exit(mountHelper(os.Args))
+	}
+	os.Exit(cliutil.Main(newApp(), os.Args))
+}
 
 func newApp() *cli.App {
 	return &cli.App{
-		Name:    "fsximg",
+		Name:    programName,
 		Usage:   "make and manage encrypted copy-on-write block images",
 		Version: cliutil.VersionText(layout.Version),
 		Flags:   cliutil.CommonFlags(),
@@ -38,7 +46,13 @@ func newApp() *cli.App {
 			compactCommand(),
 			measureCommand(),
 			compareCommand(),
+			attachCommand(),
+			detachCommand(),
+			attachedCommand(),
+			mountCommand(),
+			unmountCommand(),
 			thawCommand(),
+			keepCommand(),
 		}, cliutil.GenerateCommands()...),
 	}
 }

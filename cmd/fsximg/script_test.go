@@ -8,7 +8,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"fsximg": main})
+	testscript.Main(m, map[string]func(){"fsximg": main, "mount.fsx": main})
 }
 
 func TestScripts(t *testing.T) { clitest.Run(t, "fsxnbd") }

@@ -49,12 +49,13 @@ var floors = map[string][]string{
 	"docs":                         {},
 	"internal/manual":              {},
 	"internal/cliutil":             {"docs", "internal/manual", "internal/trust", "internal/volume", "pkg/crypt", "pkg/crypt/ageslot", "pkg/crypt/tpmslot", "pkg/layout"},
+	"internal/attach":              {"internal/attach/bridge", "internal/attach/loopdev", "internal/attach/nbddev", "internal/attach/relay", "internal/cliutil", "internal/control", "internal/ioflusher", "internal/nbdclient", "internal/nbdclient/reconnect", "internal/volume"},
 	"internal/control":             {"internal/cliutil", "internal/volume", "pkg/crypt", "pkg/crypt/ageslot", "pkg/crypt/tpmslot", "pkg/layout"},
 	// Block devices of this machine that are somebody's volume.
 	"internal/attach/loopdev": {},
 	"internal/attach/bridge":  {"internal/nbdclient/reconnect"},
 	"internal/export":         {"internal/cliutil", "internal/volume", "pkg/nbdsrv"},
-	"cmd/fsximg":              {"internal/cliutil", "internal/control", "internal/convert", "internal/export", "internal/nbdclient", "internal/picture", "internal/volume", "pkg/crypt", "pkg/layout", "pkg/nbdsrv", "pkg/snapshot"},
+	"cmd/fsximg":              {"internal/attach", "internal/cliutil", "internal/control", "internal/convert", "internal/export", "internal/nbdclient", "internal/picture", "internal/volume", "pkg/crypt", "pkg/layout", "pkg/nbdsrv", "pkg/snapshot"},
 	"cmd/fsxnbd":              {"internal/cliutil", "internal/control", "internal/export", "internal/ioflusher", "internal/volume", "pkg/crypt", "pkg/layout", "pkg/nbdsrv"},
 	// Only tests use these.
 	"internal/vfs/trace":       {"internal/vfs"},
