@@ -297,7 +297,9 @@ func (e *Env) printError(err error) {
 }
 
 // PrintError writes an error as Main does, for a command line that Main does not read.
-func PrintError(program string, err error) { (&Env{Program: program, Stderr: os.Stderr}).printError(err) }
+func PrintError(program string, err error) {
+	(&Env{Program: program, Stderr: os.Stderr}).printError(err)
+}
 
 func oneLine(s string) string {
 	return strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' }), "; ")

@@ -14,12 +14,16 @@ import (
 // TestCopy copies a store of volumes, snapshots and clones under several keys,
 // with its UUID and with another, and uses both afterwards.
 func TestCopy(t *testing.T) {
+	steps := 3000
+	if testing.Short() {
+		steps = 600
+	}
 	for _, newUUID := range []bool{false, true} {
 		dir := fastDir(t)
 		f := &family{t: t, rng: rand.New(rand.NewPCG(seedOf(t), 11)), path: filepath.Join(dir, "s.fsx"), limits: busy,
 			m: map[string]*relative{"main": {data: make([]byte, 2<<20), snaps: map[string][]byte{}}}}
 		f.s = createBusy(t, f.path, 2<<20, f.limits)
-		for f.count = 0; f.count < 3000; f.count++ {
+		for f.count = 0; f.count < steps; f.count++ {
 			f.step()
 		}
 		if f.m["main"] != nil && len(f.m["main"].names) == 0 {
@@ -43,7 +47,7 @@ func TestCopy(t *testing.T) {
 				closeStore(t, f.s)
 			}
 		}
-		for f.count = 0; f.count < 1000; f.count++ {
+		for f.count = 0; f.count < steps/3; f.count++ {
 			f.step()
 		}
 		f.reopen()

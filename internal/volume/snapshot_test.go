@@ -33,7 +33,7 @@ type snapModel struct {
 // TestSnapshotModel makes random changes, snapshots and deletions, reopens and
 // kills, and compares everything with plain arrays.
 func TestSnapshotModel(t *testing.T) {
-	ops := operations(t, 600, 2400, 500_000)
+	ops := operations(t, 240, 2400, 500_000)
 	seed, began := seedOf(t), time.Now()
 	for i, size := range []int64{3 * 4096, 1<<20 + 512, 12<<20 - 1536} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {

@@ -371,8 +371,9 @@ func TestItem79Pipelined(t *testing.T) {
 			}
 			seen[a.cookie] = true
 		}
+		content := d.snapshot()
 		for i := range rounds / 2 {
-			expectBytes(t, d.snapshot()[i*8192:i*8192+5000], pattern(5000, byte(i)))
+			expectBytes(t, content[i*8192:i*8192+5000], pattern(5000, byte(i)))
 		}
 	}
 }

@@ -187,7 +187,11 @@ func TestItem78AllocationIsTrue(t *testing.T) {
 		}
 		rnd := rand.New(rand.NewPCG(7, 8))
 		seen := map[uint64]bool{}
-		for range 60 {
+		rounds := 60
+		if raceEnabled {
+			rounds = 20
+		}
+		for range rounds {
 			off, n := uint64(rnd.IntN(size-1)), uint32(1+rnd.IntN(60_000))
 			n = min(n, uint32(size-off))
 			switch rnd.IntN(4) {
