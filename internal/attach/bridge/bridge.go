@@ -98,11 +98,29 @@ func Mount(dir string, client *reconnect.Client, log *slog.Logger) (*Bridge, err
 		b.serving.Wait()
 		b.channel.close()
 	}()
-	// The first look makes the kernel begin to talk; it fails if it cannot.
-	if _, err := os.Stat(b.File()); err != nil {
-		return nil, errors.Join(err, Unmount(dir))
+	if err := b.firstLook(); err != nil {
+		return nil, errors.Join(fmt.Errorf("open %s: %w", b.File(), err), Unmount(dir))
 	}
 	return b, nil
+}
+
+// firstLook opens the file, which fails if the kernel could not agree with us, and
+// polls it. That is FUSE's POLL, which is answered with ENOSYS, so that the kernel
+// never asks again. Without it, the first os.Open of the file in this process would
+// hang it for good: the runtime enters the file into its poller, with a system call of
+// which its scheduler does not know that it waits, for an answer of this process.
+func (b *Bridge) firstLook() error {
+	fd, err := unix.Open(b.File(), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	for {
+		_, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		if err != unix.EINTR {
+			return err
+		}
+	}
 }
 
 func mountError(dir string, err error) error {

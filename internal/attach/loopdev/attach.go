@@ -20,11 +20,7 @@ const (
 // is taken by somebody else meanwhile, the next one. The file must be open for as
 // long as the device is there, so a FUSE file must be served; ctx bounds the search.
 func Attach(ctx context.Context, path string, readOnly bool) (Device, error) {
-	mode := os.O_RDWR
-	if readOnly {
-		mode = os.O_RDONLY
-	}
-	backing, err := os.OpenFile(path, mode, 0)
+	backing, err := openBacking(path, readOnly)
 	if err != nil {
 		return Device{}, err
 	}
@@ -49,6 +45,25 @@ func Attach(ctx context.Context, path string, readOnly bool) (Device, error) {
 		return Find(n)
 	}
 	return Device{}, fmt.Errorf("%w: every free one was taken by somebody else", ErrBusy)
+}
+
+// openBacking opens the file without the runtime's poller, which would ask a FUSE file
+// whether it is ready and must not wait for this process to answer.
+func openBacking(path string, readOnly bool) (*os.File, error) {
+	mode := unix.O_RDWR
+	if readOnly {
+		mode = unix.O_RDONLY
+	}
+	for {
+		fd, err := unix.Open(path, mode|unix.O_CLOEXEC, 0)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+		}
+		return os.NewFile(uintptr(fd), path), nil
+	}
 }
 
 func openControl() (*os.File, error) {
