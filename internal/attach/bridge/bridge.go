@@ -20,7 +20,12 @@
 // and a loop device on it fail every request with ENOTCONN or EIO until they are
 // removed: Unmount does the former.
 //
-// The wire structures are those of go-fuse; its server is not used: docs/adr/0014.
+// That process should not use the file, or a device on it, itself, apart from a moment
+// like attaching it: if it is killed while one of its threads waits for its own answer,
+// it cannot die until somebody calls Unmount. So another process detaches the loop
+// device.
+//
+// The wire structures are those of go-fuse; its server is not used: docs/adr/0015.
 package bridge
 
 import (
@@ -165,11 +170,12 @@ func (b *Bridge) Close(ctx context.Context) error {
 	}
 }
 
-// Unmount removes what is left of a bridge whose process died: the mount on the folder
-// dir. Who still has the file open keeps a file that fails. A folder on which nothing
-// is mounted is fine.
+// Unmount removes what is left of a bridge whose process died, or cannot die because it
+// waits for itself: the mount on the folder dir. What is under way fails, and who still
+// has the file open keeps a file that fails. A folder on which nothing is mounted is
+// fine.
 func Unmount(dir string) error {
-	err := unix.Unmount(dir, unix.MNT_DETACH)
+	err := unix.Unmount(dir, unix.MNT_FORCE|unix.MNT_DETACH)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
 		return nil
 	}
