@@ -55,7 +55,11 @@ func (h *Host) Attach(ctx context.Context, q Request) (*Attached, error) {
 		return nil, err
 	}
 	defer release()
-	return h.attachLocked(ctx, path, id, q)
+	a, err := h.attachLocked(ctx, path, id, q)
+	if a != nil {
+		a.leash.release() // of one that mount had attached: it is mounted, or was
+	}
+	return a, err
 }
 
 // prepare checks what can be checked before anything is done.
@@ -100,8 +104,13 @@ func (h *Host) attachLocked(ctx context.Context, path string, id Identity, q Req
 	out := &Attached{Server: s.Server().PID, Started: s.ours}
 	if old != nil && old.State != StateAbandoned {
 		out.Record, err = h.rebind(ctx, old, s)
-		out.Rebound = true
-		return out, err
+		if out.Rebound = true; err != nil || !old.ending() {
+			return out, err
+		}
+		if old, err = h.settled(ctx, id); err != nil { // with its server it ends
+			return nil, err
+		}
+		out.Rebound = false
 	}
 	o := KeepOptions{
 		Path: path, Identity: id, Choice: q.Choice, ReadOnly: q.ReadOnly || id.Snapshot != "",
@@ -109,17 +118,26 @@ func (h *Host) attachLocked(ctx context.Context, path string, id Identity, q Req
 	}
 	if old != nil {
 		o.Adopt, o.Connections, o.ReadOnly, out.Rebound = old.Device, max(old.Connections, 1), old.ReadOnly, true
+		o.UntilUnmounted = q.untilUnmounted || old.UntilUnmounted && !old.ending()
 	}
+	return out, h.keep(ctx, o, out)
+}
+
+// keep starts a keeper and tells of its device.
+func (h *Host) keep(ctx context.Context, o KeepOptions, out *Attached) (err error) {
 	if _, out.leash, err = h.spawn(ctx, o); err != nil {
-		h.sweep(id)
-		return nil, err
+		h.sweep(o.Identity)
+		return err
 	}
 	var ok bool
-	if out.Record, ok = readRecord(h.folder(id)); !ok {
-		return nil, fmt.Errorf("%s was attached, and is gone again", id)
+	if out.Record, ok = readRecord(h.folder(o.Identity)); !ok {
+		return fmt.Errorf("%s was attached, and is gone again", o.Identity)
 	}
-	return out, nil
+	return nil
 }
+
+// ending says whether a keeper detaches the device as soon as it can.
+func (a *Attachment) ending() bool { return a.UntilUnmounted && len(a.Dirs) == 0 }
 
 // keyHint says what to do about a key that a server lacks.
 func keyHint(err error, ours bool, store string) error {
@@ -142,7 +160,7 @@ func (h *Host) settled(ctx context.Context, id Identity) (*Attachment, error) {
 		if failed != nil || old == nil {
 			return failed != nil || !h.isKept(id)
 		}
-		return !old.UntilUnmounted || old.State != StateAttached || len(old.Dirs) > 0
+		return !old.ending() || old.State != StateAttached
 	})
 	switch {
 	case failed != nil || err != nil:

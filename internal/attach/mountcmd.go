@@ -54,21 +54,20 @@ func (h *Host) Mount(ctx context.Context, q MountRequest) (*Attached, error) {
 		return nil, err
 	}
 	defer a.leash.release()
-	if a.Rebound {
-		return a, mountedThere(a, q.Dir)
+	if dirs, err := mountedDirs(a.Device); err != nil || len(dirs) > 0 {
+		return a, errors.Join(err, mountedThere(a, dirs, q.Dir))
 	}
 	if err := q.mount(ctx, &a.Record); err != nil {
-		return nil, errors.Join(err, h.undo(path, a))
+		if !a.Rebound {
+			err = errors.Join(err, h.undo(path, a))
+		}
+		return nil, err
 	}
 	return a, nil
 }
 
 // mountedThere is nil if a device that was there before is mounted on the folder.
-func mountedThere(a *Attached, dir string) error {
-	dirs, err := mountedDirs(a.Device)
-	if err != nil {
-		return err
-	}
+func mountedThere(a *Attached, dirs []string, dir string) error {
 	if real, err := filepath.Abs(dir); err == nil && slices.Contains(dirs, real) {
 		return nil
 	}
