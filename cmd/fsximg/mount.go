@@ -86,6 +86,9 @@ const mountFlag = "mount-flag"
 // isMountHelper is whether mount(8) has called this program.
 func isMountHelper(argv []string) bool { return len(argv) > 0 && filepath.Base(argv[0]) == helperName }
 
+// helperPath is where mount.fsx looks for programs.
+const helperPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
 // The exit codes of mount(8).
 const (
 	mountUsage  = 1
@@ -95,6 +98,12 @@ const (
 // mountHelper is mount.fsx: it makes a command line of fsximg mount of its own, so
 // that options mean the same. Its exit code is mount(8)'s.
 func mountHelper(argv []string) int {
+	if os.Getenv("PATH") == "" { // mount(8) gives its helpers no environment
+		if err := os.Setenv("PATH", helperPath); err != nil {
+			cliutil.PrintError(helperName, err)
+			return mountFailed
+		}
+	}
 	call, err := attach.ParseHelperCall(argv[1:])
 	var args []string
 	if err == nil {

@@ -203,7 +203,7 @@ func makeFileSystem(ctx context.Context, r *Record, fstype string, talk io.Write
 		return cliutil.UsageErrorf("--mkfs %s: no type of a file system", fstype)
 	}
 	if _, err := exec.LookPath(program); err != nil {
-		return cliutil.WithHint(fmt.Errorf("--mkfs: there is no %s", program), "install it, e.g. e2fsprogs for ext4, xfsprogs, btrfs-progs")
+		return cliutil.WithHint(fmt.Errorf("--mkfs: %w", err), "install it, e.g. e2fsprogs for ext4, xfsprogs, btrfs-progs")
 	}
 	c, err := probe(ctx, r.Device)
 	if err != nil {

@@ -169,11 +169,12 @@ func hasOpen(process string, numbers map[uint64]bool) bool {
 		links = append(links, filepath.Join(process, "fd", fd.Name()))
 	}
 	for _, link := range links {
-		var st unix.Stat_t
-		if unix.Stat(link, &st) != nil {
+		// Without asking a file system that lives elsewhere, which may not answer.
+		var st unix.Statx_t
+		if unix.Statx(unix.AT_FDCWD, link, unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &st) != nil {
 			continue
 		}
-		if numbers[st.Dev] || st.Mode&unix.S_IFMT == unix.S_IFBLK && numbers[st.Rdev] {
+		if numbers[unix.Mkdev(st.Dev_major, st.Dev_minor)] || st.Mode&unix.S_IFMT == unix.S_IFBLK && numbers[unix.Mkdev(st.Rdev_major, st.Rdev_minor)] {
 			return true
 		}
 	}
