@@ -86,7 +86,8 @@ func (h *Host) openIn(id Identity, name string, flags int) (*os.File, error) {
 				return f, nil
 			}
 		}
-		if !errors.Is(err, fs.ErrNotExist) {
+		// ErrExist is MkdirAll's for a folder that goes while it looks what it is.
+		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrExist) {
 			break
 		}
 	}
