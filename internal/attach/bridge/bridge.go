@@ -25,7 +25,7 @@
 // it cannot die until somebody calls Unmount. So another process detaches the loop
 // device.
 //
-// The wire structures are those of go-fuse; its server is not used: docs/adr/0015.
+// The wire structures are those of go-fuse; its server is not used: docs/adr/0016.
 package bridge
 
 import (
