@@ -83,16 +83,31 @@ func (h *Host) prepare(q Request) (path string, id Identity, err error) {
 	return path, Identity{uuid.String(), q.Ref.VolumeOrDefault(), q.Ref.Snapshot}, nil
 }
 
-func (h *Host) attachLocked(ctx context.Context, path string, id Identity, q Request) (_ *Attached, err error) {
-	old, err := h.settled(ctx, id)
-	if err != nil {
-		return nil, err
+// attachLocked is Attach with the store's lock. A server that was found, and has ended
+// before this client came, since it had no other, is followed by another.
+func (h *Host) attachLocked(ctx context.Context, path string, id Identity, q Request) (*Attached, error) {
+	for first := true; ; first = false {
+		old, err := h.settled(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		s, err := h.server(ctx, path, q.Server)
+		if err != nil {
+			return nil, err
+		}
+		out, err := h.attachTo(ctx, s, path, id, old, q)
+		if err == nil || s.ours || !first || ctx.Err() != nil || !s.hasEnded(ctx) {
+			s.Close()
+			return out, err
+		}
+		s.Close()
+		h.log().Info("the server ended meanwhile", "pid", s.Server().PID, "err", err)
 	}
-	s, err := h.server(ctx, path, q.Server)
-	if err != nil {
-		return nil, err
-	}
-	defer s.Close()
+}
+
+// attachTo makes a device of an export of the server, or has the one that is there
+// connected to it.
+func (h *Host) attachTo(ctx context.Context, s *server, path string, id Identity, old *Attachment, q Request) (_ *Attached, err error) {
 	defer func() {
 		if err != nil {
 			s.abandon(h.log())

@@ -53,6 +53,12 @@ func (h *Host) server(ctx context.Context, path string, start ServerOptions) (*s
 	return h.startServer(ctx, path, start)
 }
 
+// hasEnded says whether the server is gone, or takes nobody any more.
+func (s *server) hasEnded(ctx context.Context) bool {
+	_, err := s.ServerStatus(ctx)
+	return err != nil
+}
+
 // ServerOptions are how a server is started. Secrets are not among them: the server
 // reads them itself.
 type ServerOptions struct {

@@ -190,7 +190,15 @@ func (k *Kernel) settle(ctx context.Context, c *Connection, opt Options) error {
 	if c.held == nil && opt.RequestTimeout == 0 {
 		k.tune(c.Index, opt)
 	}
-	return k.scan(c.Path)
+	err = k.scan(c.Path)
+	k.announce(c.Index)
+	return err
+}
+
+// announce has udev look at the device again: the kernel's own event came before the
+// backend identifier, of which the rule makes a name. Without udev nobody listens.
+func (k *Kernel) announce(index int) {
+	_ = os.WriteFile(k.attribute(index, "uevent"), []byte("change\n"), 0)
 }
 
 // tune sets how often requests without an answer are looked at. A kernel without
