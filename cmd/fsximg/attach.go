@@ -191,10 +191,15 @@ func attachedStore(a attach.Attachment) string {
 	if a.Path == "" {
 		return a.Store
 	}
-	if quoted := strconv.QuoteToGraphic(a.Path); quoted[1:len(quoted)-1] != a.Path {
+	return printable(a.Path)
+}
+
+// printable is a path for a terminal: quoted, if it has something that is not.
+func printable(path string) string {
+	if quoted := strconv.QuoteToGraphic(path); quoted[1:len(quoted)-1] != path {
 		return quoted
 	}
-	return a.Path
+	return path
 }
 
 func pidText(pid int) string {
@@ -229,7 +234,11 @@ func stateText(a attach.Attachment) string {
 		s += ", read-only"
 	}
 	if len(a.Dirs) > 0 {
-		s += ", mounted on " + strings.Join(a.Dirs, " ")
+		dirs := make([]string, len(a.Dirs))
+		for i, dir := range a.Dirs {
+			dirs[i] = printable(dir)
+		}
+		s += ", mounted on " + strings.Join(dirs, " ")
 	}
 	return s
 }

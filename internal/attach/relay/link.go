@@ -329,12 +329,14 @@ func (r *Relay) redial(ctx context.Context) *link {
 	}
 }
 
+// dial connects to a server whose export is the one that was there before. It may have
+// grown: a volume was resized meanwhile.
 func (r *Relay) dial(ctx context.Context) (*link, error) {
 	s, err := r.cfg.Dial(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if s.Size != r.export.Size || s.Flags != r.export.Flags {
+	if s.Size < r.export.Size || s.Flags != r.export.Flags {
 		return nil, errors.Join(fmt.Errorf("%w: %d bytes, flags %#x; it was %d, %#x",
 			errOther, s.Size, s.Flags, r.export.Size, r.export.Flags), s.File.Close())
 	}

@@ -58,8 +58,8 @@ const (
 
 // Config is how a Relay works.
 type Config struct {
-	// Dial negotiates a connection with the server, wherever it is by now. Export's
-	// size and flags must be as they were. It is called again until ctx ends or it
+	// Dial negotiates a connection with the server, wherever it is by now. The export's
+	// flags must be as they were, and it must not have become smaller. It is called again until ctx ends or it
 	// succeeds.
 	Dial func(ctx context.Context) (*nbdclient.Socket, error)
 	// Timeout is how long requests wait for a server after its link broke, before they

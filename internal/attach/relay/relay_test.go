@@ -286,7 +286,7 @@ func TestErrorsAndUnknownRequests(t *testing.T) {
 }
 
 func TestAnotherExportIsNotUsed(t *testing.T) {
-	s, other := newKillable(1<<20), newKillable(2<<20)
+	s, other := newKillable(1<<20), newKillable(1<<19)
 	use := atomic.Pointer[killable]{}
 	use.Store(other)
 	d := attach(t, s, 1, relay.Config{Timeout: 200 * time.Millisecond, Dial: func(ctx context.Context) (*nbdclient.Socket, error) {

@@ -195,11 +195,12 @@ func (c *Client) Close() error {
 }
 
 // compatible is whether another connection's export can stand in for the first one's.
+// It may have grown: a volume was resized meanwhile.
 func (c *Client) compatible(e nbdclient.Export) error {
 	needed := c.export.Flags & (nbdclient.SendFlush | nbdclient.SendWriteZeroes)
 	switch {
-	case e.Size != c.export.Size:
-		return fmt.Errorf("%w: of %d bytes instead of %d", ErrOtherExport, e.Size, c.export.Size)
+	case e.Size < c.export.Size:
+		return fmt.Errorf("%w: of %d bytes, less than %d", ErrOtherExport, e.Size, c.export.Size)
 	case e.ReadOnly() != c.export.ReadOnly():
 		return fmt.Errorf("%w: read-only is %v instead of %v", ErrOtherExport, e.ReadOnly(), c.export.ReadOnly())
 	case !e.Flags.Has(needed) || e.MaxPayload < c.export.MaxPayload || e.MinBlock > c.export.MinBlock:

@@ -221,7 +221,7 @@ func TestUnderWayWhenTimeIsOver(t *testing.T) {
 
 func TestOtherExport(t *testing.T) {
 	for name, change := range map[string]func(*disk){
-		"size":      func(d *disk) { d.memory, d.durable = make([]byte, 2<<20), make([]byte, 2<<20) },
+		"size":      func(d *disk) { d.memory, d.durable = make([]byte, 1<<19), make([]byte, 1<<19) },
 		"read-only": func(d *disk) { d.readOnly = true },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -245,6 +245,22 @@ func TestOtherExport(t *testing.T) {
 			within(t, 5*time.Second, "connected again", func() bool { s, _ := c.State(); return s == reconnect.Connected })
 			wantRead(t, c, 0, bytes.Repeat([]byte{7}, 512))
 		})
+	}
+}
+
+// TestGrownExport: a volume was resized before its server was killed.
+func TestGrownExport(t *testing.T) {
+	d := newDisk(1 << 20)
+	m := newMachine(t, d)
+	c := m.dial(reconnect.Options{})
+	must(t, write(c, 0, bytes.Repeat([]byte{7}, 512)))
+	m.kill()
+	more := make([]byte, 1<<20)
+	d.memory, d.durable = append(d.memory, more...), append(d.durable, more...)
+	m.start()
+	wantRead(t, c, 0, bytes.Repeat([]byte{7}, 512))
+	if err := write(c, 1<<20, make([]byte, 512)); !errors.Is(err, syscall.EINVAL) {
+		t.Errorf("written behind the size that the device has: %v", err)
 	}
 }
 
