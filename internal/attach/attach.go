@@ -64,11 +64,11 @@ func (h *Host) Attach(ctx context.Context, q Request) (*Attached, error) {
 
 // prepare checks what can be checked before anything is done.
 func (h *Host) prepare(q Request) (path string, id Identity, err error) {
+	if err := needRoot(); err != nil { // who may not even see whether there is a store
+		return "", id, err
+	}
 	if !volume.IsStore(q.Ref.Store) {
 		return "", id, cliutil.Errorf(cliutil.ErrNotFound, "no such store")
-	}
-	if err := needRoot(); err != nil {
-		return "", id, err
 	}
 	if path, err = filepath.Abs(q.Ref.Store); err == nil {
 		path, err = filepath.EvalSymlinks(path)
