@@ -138,9 +138,9 @@ func runDetach(ctx context.Context, env *cliutil.Env, c *cli.Context) error {
 func attachedCommand() *cli.Command {
 	return &cli.Command{
 		Name: "attached", Usage: "list the block devices of volumes", ArgsUsage: " ",
-		Description: "STATE is attached; waiting: the server is gone, and requests wait for another; failed: it is gone\n" +
-			"for too long, and requests fail; abandoned: the process that keeps the device was killed. CLIENTS\n" +
-			"are those of the volume, the device among them.",
+		Description: "STATE is attached; or that the server is gone, while requests wait for another, or fail since it\n" +
+			"is gone for too long; or that the keeper is gone, the process of the device. In JSON these are\n" +
+			"attached, waiting, failed and abandoned. CLIENTS are those of the volume, the device among them.",
 		Flags:  []cli.Flag{cliutil.JSONFlag()},
 		Action: cliutil.Action(0, 0, cliutil.NoObject, runAttached),
 	}

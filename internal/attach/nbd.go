@@ -92,7 +92,7 @@ func (d *nbdDevice) adopt(sockets []*os.File, size int64) error {
 	if err != nil {
 		return err
 	}
-	if now.Size != uint64(size) {
+	if now.Size > uint64(size) { // it may have grown: the device keeps its size
 		return fmt.Errorf("%s has %d bytes, and %s has %d now", d.opt.Adopt, now.Size, d.opt.Identity, size)
 	}
 	for _, s := range sockets {

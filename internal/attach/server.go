@@ -119,6 +119,17 @@ func (h *Host) sweepServer(path string, id Identity) {
 	if _, held := volume.HolderOf(path); held || !volume.IsStore(path) {
 		return
 	}
+	// The kernel's list of locks names files of btrfs and overlayfs otherwise than
+	// stat(2), and has none of another container: a server that answers is alive.
+	ctx, cancel := context.WithTimeout(context.Background(), endLimit)
+	defer cancel()
+	client, err := control.Dial(ctx, path)
+	if err == nil {
+		client.Close()
+	}
+	if !control.NoServer(err) {
+		return
+	}
 	run := filepath.Join(h.Run, id.Store)
 	if log, err := os.Stat(filepath.Join(run, "log")); err == nil && log.Size() == 0 {
 		_ = os.Remove(filepath.Join(run, "log"))
